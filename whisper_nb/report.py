@@ -16,7 +16,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from .errors import explain
+from .errors import RequestError, StepError, explain
 from .files import human_bytes, tool_versions, write_atomic
 
 # %% ../nbs/api/02_report.ipynb #b90c40e1
@@ -91,6 +91,14 @@ class Report:
         if self.failures: return f"failed at: {', '.join(step.name for step in self.failures)}"
         if any(step.status == 'pending' for step in self.steps): return 'running'
         return f'done in {self.seconds:.1f} s'
+
+    def require_ok(self)->None: # For notebooks and scripts: nothing when all passed
+        "Raise the first failure."
+        for step in self.failures: raise (RequestError if step.exit_code == 2 else StepError)(f'{step.name}: {step.detail}', step.advice)
+
+    @property
+    def summary(self)->str: # What the command prints when the steps were already shown
+        return '\n'.join([self.verdict, *(f'  {name:<20}{value}' for name, value in self.results.items())])
 
     def __str__(self): return '\n'.join([self.title, *map(str, self.steps), self.verdict])
     def to_json(self)->str: return json.dumps({**asdict(self), 'ok': self.ok, 'seconds': self.seconds}, indent=1, ensure_ascii=False) + '\n'

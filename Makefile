@@ -1,0 +1,47 @@
+# whisper_nb: everything is set up by the target that needs it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test test-notebooks test-python check readme notebooks lab clean
+help:            ## Show the targets
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+
+setup: $(READY)  ## Make .venv with the pinned packages
+
+$(READY): settings.ini setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $@
+
+demo: $(READY)   ## The whole job on the built-in demo model: download → … → offline test
+	$(BIN)/whisper-nb prepare demo
+
+test: $(READY) check test-notebooks test-python ## All tests
+
+check: $(READY)  ## Notebooks clean, exported and in step with the README
+	$(BIN)/python docs/check.py
+
+test-notebooks: $(READY) ## The notebooks, cell by cell
+	cd nbs && TQDM_DISABLE=1 ../$(BIN)/nbdev_test --n_workers 2 --do_print
+
+test-python: $(READY) ## The tests that need servers, faults or time
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q --durations 10 tests
+
+readme: $(READY) ## Write README.md from nbs/index.ipynb
+	$(BIN)/python docs/readme.py
+
+notebooks: $(READY) ## After editing notebooks: export, clean, README
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/python docs/readme.py
+
+lab: $(READY)    ## Open the notebooks in JupyterLab
+	$(BIN)/jupyter lab nbs
+
+clean:           ## Remove what the run targets wrote; models/ and outputs/ stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache

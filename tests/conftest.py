@@ -1,0 +1,28 @@
+"""What all tests share: no network but loopback, no bars in the logs, nothing written to the checkout."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+COMMAND = Path(sys.executable).with_name('whisper-nb')
+
+
+@pytest.fixture(autouse=True)
+def own_directory(tmp_path, monkeypatch):
+    "Each test starts in an empty directory, with no caches and no tokens of the machine."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HF_HOME', str(tmp_path / '.hf-home'))
+    for name in ('HF_TOKEN', 'HF_ENDPOINT', 'HF_HUB_OFFLINE', 'WHISPER_NB_DEBUG'): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('TQDM_DISABLE', '1')
+
+
+@pytest.fixture
+def whisper_nb():
+    "Run the command as a user does: words → exit code, standard output, standard error."
+    def run(*words, **environment):
+        return subprocess.run([str(COMMAND), *map(str, words)], capture_output=True, text=True, env={**os.environ, **environment})
+    return run
+

@@ -1,0 +1,210 @@
+"""The main job from outside: every combination of the skip options, re-runs, kills, and what it writes."""
+import hashlib
+import inspect
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from whisper_nb.audio import default_clip
+from whisper_nb.files import list_files, read_manifest
+from whisper_nb.prepare import STEPS, prepare
+from whisper_nb.verify import verify
+
+from conftest import COMMAND, PROJECT
+
+NOTEBOOK = PROJECT / 'nbs' / 'runs' / 'prepare.ipynb'
+FLAGS = {'no_convert': 'convert', 'skip_compress': 'compress', 'skip_test': 'offline test'}  # Option → the step it skips
+COMBINATIONS = [dict(zip(FLAGS, given)) for given in itertools.product((False, True), repeat=3)]
+IDS = ['+'.join(name for name, given in each.items() if given) or 'none' for each in COMBINATIONS]
+
+
+def contents(directory: Path) -> dict[str, str]:
+    "Path → SHA-256 of every file below a directory, reports aside."
+    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(directory.rglob('*'))
+            if path.is_file() and not path.name.startswith('prepare-') and '.locks' not in path.parts}
+
+
+def check_outcome(steps: list[dict], results: dict, given: dict):
+    "Is this what design's table says for these options?"
+    skipped = {FLAGS[name] for name, value in given.items() if value}
+    assert {step['name'] for step in steps if step['status'] == 'skipped'} == skipped
+    assert [step['name'] for step in steps] == list(STEPS)
+    assert all(step['status'] in ('done', 'reused') for step in steps if step['name'] not in skipped)
+    name = 'demo' if given['no_convert'] else 'demo-ct2-float16'
+    assert verify(Path('models') / name).ok
+    assert Path('models/demo-ct2-float16').exists() != given['no_convert']
+    archives = {path.name for path in Path('outputs').iterdir() if not path.name.startswith(('prepare-', 'out'))}
+    assert archives == (set() if given['skip_compress'] else {f'{name}.tar.gz{ending}' for ending in ('', '.md5', '.sha256')})
+    if given['skip_test']: assert 'text' not in results
+    else:
+        assert results['backend'] == ('transformers' if given['no_convert'] else 'faster-whisper')
+        assert default_clip().text in results['text'].lower()
+
+
+@pytest.mark.parametrize('given', COMBINATIONS, ids=IDS)
+def test_command_line(given, whisper_nb):
+    flags = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    done = whisper_nb('prepare', 'demo', *flags, '--json')
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    check_outcome(report['steps'], report['results'], given)
+
+
+@pytest.mark.parametrize('given', COMBINATIONS, ids=IDS)
+def test_papermill(given):
+    flags = itertools.chain.from_iterable(('-p', name, str(value)) for name, value in given.items())
+    command = [sys.executable, '-m', 'papermill', str(NOTEBOOK), 'out.ipynb', '-p', 'model', 'demo', *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    cell = next(output for cell in nbformat.read('out.ipynb', 4).cells for output in cell.get('outputs', []) if output.metadata.get('whisper_nb'))
+    report = json.loads(next(Path('outputs').glob('prepare-*.json')).read_text())
+    assert cell.data['application/json'] == report['results']
+    check_outcome(report['steps'], report['results'], given)
+
+
+def test_parameters_are_defined_once(whisper_nb):
+    "Python, command line and notebook: same names, same defaults (the notebook's model is the one that needs no network)."
+    import papermill
+    python = {name: each.default for name, each in inspect.signature(prepare).parameters.items()}
+    notebook = {name: eval(entry['default']) for name, entry in papermill.inspect_notebook(str(NOTEBOOK)).items()}
+    assert list(notebook) == list(python)
+    assert notebook == python | {'model': 'demo'}
+    text = whisper_nb('prepare', '--help').stdout
+    assert all(f"--{name.replace('_', '-')}" in text for name in python if name != 'model')
+
+
+def test_string_for_a_flag_is_refused():
+    "papermill hands over 'false' as text: the run must not start with skip_test silently on."
+    command = [sys.executable, '-m', 'papermill', str(NOTEBOOK), 'out.ipynb', '-p', 'skip_test', 'false']
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "skip_test must be True or False, not the str 'false'" in done.stderr
+    assert not list(Path('models').glob('*'))
+
+
+def test_run_is_strict(whisper_nb):
+    unknown = whisper_nb('run', NOTEBOOK, '-p', 'skip_tests', 'true')
+    assert unknown.returncode == 2 and "no parameter 'skip_tests'" in unknown.stderr and 'did you mean skip_test?' in unknown.stderr
+    wrong = whisper_nb('run', NOTEBOOK, '-p', 'skip_test', 'perhaps')
+    assert wrong.returncode == 2 and 'True or False' in wrong.stderr
+    good = whisper_nb('run', NOTEBOOK, '-p', 'skip_test', 'true', '-p', 'no_convert', 'true')
+    assert good.returncode == 0, good.stderr
+    executed = Path(good.stdout.strip())
+    assert executed.is_file() and executed.with_suffix('.html').is_file()
+
+
+def test_error_in_run_notebook_keeps_two_lines(whisper_nb):
+    done = whisper_nb('run', NOTEBOOK, '-p', 'model', 'large-v9')
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-2:] == ["❌ 'large-v9' is no known model and no directory", done.stderr.splitlines()[-1]]
+    assert 'openai/whisper-large-v3' in done.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+    "A finished run, to compare with: the directory it ran in."
+    directory = tmp_path_factory.mktemp('prepared')
+    subprocess.run([COMMAND, 'prepare', 'demo'], cwd=directory, check=True, capture_output=True)
+    return directory
+
+
+def test_tools_accept_what_it_wrote(prepared, tmp_path):
+    outputs = prepared / 'outputs'
+    for tool, ending in (('md5sum', 'md5'), ('sha256sum', 'sha256')):
+        done = subprocess.run([tool, '-c', f'demo-ct2-float16.tar.gz.{ending}'], cwd=outputs, capture_output=True, text=True)
+        assert done.returncode == 0 and ': OK' in done.stdout
+    subprocess.run(['tar', 'xzf', outputs / 'demo-ct2-float16.tar.gz'], cwd=tmp_path, check=True)
+    assert contents(tmp_path / 'demo-ct2-float16') == contents(prepared / 'models' / 'demo-ct2-float16')
+
+
+def test_two_runs_write_the_same_bytes(prepared, whisper_nb):
+    assert whisper_nb('prepare', 'demo', '--skip-test').returncode == 0
+    assert contents(Path.cwd() / 'models') == contents(prepared / 'models')
+    assert contents(Path.cwd() / 'outputs') == contents(prepared / 'outputs')
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_killed_and_run_again_ends_in_the_same_bytes(prepared, seed):
+    "SIGKILL after a random time, three times over; then an undisturbed run."
+    moment = random.Random(seed)
+    for _ in range(3):
+        run = subprocess.Popen([COMMAND, 'prepare', 'demo', '--skip-test'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        time.sleep(moment.uniform(0.3, 9))
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+        for name in [path.name for path in Path('models').glob('[!.]*')]: assert verify(Path('models') / name).ok, name
+    subprocess.run([COMMAND, 'prepare', 'demo', '--skip-test'], check=True, capture_output=True)
+    assert contents(Path.cwd() / 'models') == contents(prepared / 'models')
+    assert contents(Path.cwd() / 'outputs') == contents(prepared / 'outputs')
+
+
+def test_copied_elsewhere_it_transcribes_with_the_network_off(prepared, tmp_path):
+    "No network at all: the command runs in a network namespace of its own."
+    if subprocess.run(['unshare', '--user', '--net', '--map-root-user', 'true'], capture_output=True).returncode: pytest.skip('this system allows no network namespaces')
+    elsewhere = tmp_path / 'another place'
+    shutil.copytree(prepared / 'models' / 'demo-ct2-float16', elsewhere)
+    clip = default_clip()
+    done = subprocess.run(['unshare', '--user', '--net', '--map-root-user', COMMAND, 'transcribe', clip.path, '--model', elsewhere, '--language', 'en'],
+                          capture_output=True, text=True, env={**os.environ, 'HOME': str(tmp_path / 'home')})
+    assert done.returncode == 0, done.stderr
+    assert clip.text in done.stdout.lower()
+
+
+def test_a_rerun_repairs_what_is_damaged(prepared, tmp_path, whisper_nb):
+    for name in ('models', 'outputs'): shutil.copytree(prepared / name, tmp_path / name)
+    weights = tmp_path / 'models' / 'demo-ct2-float16' / 'model.bin'
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    report = json.loads(whisper_nb('prepare', 'demo', '--skip-test', '--json').stdout)
+    assert {step['name']: step['status'] for step in report['steps']} == {
+        'download': 'reused', 'verify': 'done', 'convert': 'done', 'compress': 'reused', 'offline test': 'skipped'}
+    assert contents(tmp_path / 'models') == contents(prepared / 'models')
+
+
+def test_fresh_makes_everything_anew(prepared, tmp_path, whisper_nb):
+    for name in ('models', 'outputs'): shutil.copytree(prepared / name, tmp_path / name)
+    done = whisper_nb('prepare', 'demo', '--fresh', '--json')
+    assert [step['status'] for step in json.loads(done.stdout)['steps']] == ['done'] * 5
+    assert contents(tmp_path / 'models') == contents(prepared / 'models')
+    assert sorted(path.name for path in (tmp_path / 'models').iterdir() if path.name != '.locks') == ['demo', 'demo-ct2-float16']
+
+
+def test_fresh_keeps_the_old_model_until_the_new_one_is_proven(prepared, tmp_path, monkeypatch):
+    "The new model fails its offline test: the old one, marked by a file's time, is still there."
+    import whisper_nb.prepare as module
+    for name in ('models', 'outputs'): shutil.copytree(prepared / name, tmp_path / name)
+    before = (tmp_path / 'models' / 'demo-ct2-float16' / 'model.bin').stat().st_ino
+    def wrong(path):
+        found = module.offline_test(path)
+        raise module._wrong_words(found)
+    monkeypatch.setattr(module, '_test', wrong)
+    report = prepare('demo', fresh=True)
+    assert not report.ok and report.exit_code == 1
+    assert (tmp_path / 'models' / 'demo-ct2-float16' / 'model.bin').stat().st_ino == before
+    assert contents(tmp_path / 'models') == contents(prepared / 'models')
+
+
+def test_report_is_written_as_page_and_data(prepared):
+    data = json.loads(next((prepared / 'outputs').glob('prepare-demo-*.json')).read_text())
+    page = next((prepared / 'outputs').glob('prepare-demo-*.html')).read_text()
+    assert data['ok'] and data['results']['sha256'] in page
+    assert str(prepared) not in page + json.dumps(data)  # no path of the machine
+    assert default_clip().text in page
+
+
+def test_manifests_lead_back_to_the_source(prepared):
+    source, made = (read_manifest(prepared / 'models' / name) for name in ('demo', 'demo-ct2-float16'))
+    assert made.made_from == {'name': 'demo', 'manifest_sha256': source.sha256}
+    assert made.quantization == 'float16' and made.source == source.source
+    assert {'model.bin', 'config.json', 'tokenizer.json', 'preprocessor_config.json', 'vocabulary.json'} <= set(list_files(prepared / 'models' / 'demo-ct2-float16'))
