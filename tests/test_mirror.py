@@ -103,6 +103,13 @@ def test_only_models_are_served(models, endpoint):
         for method in ('POST', 'PUT', 'DELETE', 'PATCH'):
             assert http.request(method, f'{endpoint}/demo/resolve/main/config.json').status_code == 405
 
+def test_ipv6(models):
+    import socket
+    try: socket.create_server(('::1', 0), family=socket.AF_INET6).close()
+    except OSError: pytest.skip('no IPv6 here')
+    with serving(models, host='::1') as endpoint, httpx2.Client(trust_env=False) as http:
+        assert endpoint.startswith('http://[::1]:') and http.get(f'{endpoint}/api/models').status_code == 200
+
 def test_serve_runs_until_it_is_interrupted(models):
     import signal
     code = 'import sys; from whisper_nb.mirror import serve; serve(sys.argv[1], port=0)'

@@ -7,6 +7,7 @@ __all__ = ['write_weights', 'settings', 'build_tokenizer', 'spectrogram', 'compl
 
 # %% ../nbs/api/06_convert.ipynb #55bb98ed
 import json, os, re, shutil
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,10 +45,14 @@ class _Tokens:
     def __init__(self, tokens:tuple): self.tokens = tokens
     def get_vocab(self)->dict: return {token: place for place, token in enumerate(self.tokens)}
 
-def _converter(source:Path, quantization:str, tokens:tuple):
+def _converter(source:Path, quantization:str, tokens:tuple, stage:Callable):
     "CTranslate2's converter for a local directory, without the Hub and without pickle."
     from ctranslate2.converters import TransformersConverter
     class LocalConverter(TransformersConverter):
+        def _load(self):
+            specification = super()._load()
+            stage('write weights')
+            return specification
         def load_model(self, model_class, name, **options): return super().load_model(model_class, name, local_files_only=True, use_safetensors=True, **options)
         def load_tokenizer(self, tokenizer_class, name, **options): return _Tokens(tokens)
     return LocalConverter(str(source), load_as_float16=quantization in ('float16', 'int8_float16'))
@@ -56,10 +61,13 @@ def write_weights(
     source:Path, # A Transformers model
     target:Path, # A directory that does not exist yet
     quantization:str, # Type the weights are stored in
+    stage:Callable = lambda name: None, # Called with the name of each stage as it begins
 ):
     "Write model.bin, and the converter's own config.json and vocabulary.json, into `target`."
     try:
-        with _quiet(): _converter(source, quantization, read_tokens(source)).convert(str(target), quantization=quantization)
+        with _quiet():
+            stage('load weights')
+            _converter(source, quantization, read_tokens(source), stage).convert(str(target), quantization=quantization)
     except (MemoryError, WhisperNbError): raise
     except Exception as error: # The libraries raise all sorts
         if getattr(error, 'errno', None): raise # the system's own: no space, no permission
@@ -95,7 +103,11 @@ def settings(
     heads, note = _alignment_heads(source, manifest)
     languages = _generation(source).get('lang_to_id') or special_tokens(read_tokens(source)).languages
     config = dict(alignment_heads=heads, lang_ids=sorted(languages.values()), suppress_ids=_suppressed(source, 'suppress_tokens'), suppress_ids_begin=_suppressed(source, 'begin_suppress_tokens'))
-    return config, [note] if note else []
+    notes = [note] * bool(note)
+    if len(_generation(source).get('lang_to_id') or ()) > 1 and '' not in read_tokens(source): notes.append(_NO_EMPTY_TOKEN)
+    return config, notes
+
+_NO_EMPTY_TOKEN = "the vocabulary lacks Whisper's empty token: faster-whisper will take the model for an English-only one"
 
 # %% ../nbs/api/06_convert.ipynb #9a97364f
 def build_tokenizer(
@@ -156,16 +168,16 @@ class Conversion:
     "What a conversion came to."
     path: Path # The CTranslate2 model's directory
     quantization: str # Type the weights are stored in
-    size: int # Bytes of the CTranslate2 model
-    source_size: int # Bytes of the Transformers model
+    bytes: int # Bytes of the CTranslate2 model
+    source_bytes: int # Bytes of the Transformers model
     reused: bool = False # Was it already there and right?
     notes: tuple = () # What the source lacked, and what was put in its place
     seconds: float = field(default=0, compare=False) # Wall time
 
     @property
-    def ratio(self)->float: return self.size / self.source_size # Of the two sizes
+    def ratio(self)->float: return self.bytes / self.source_bytes # Of the two sizes
     def __repr__(self):
-        text = f"{self.path.name}: {human_bytes(self.size)}, {self.ratio:.2f} of the source's {human_bytes(self.source_size)}"
+        text = f"{self.path.name}: {human_bytes(self.bytes)}, {self.ratio:.2f} of the source's {human_bytes(self.source_bytes)}"
         return text + (' (already there)' if self.reused else '') + ''.join(f'\n  {note}' for note in self.notes)
 
 # %% ../nbs/api/06_convert.ipynb #13e3a381
@@ -205,6 +217,17 @@ def _reusable(destination:Path, manifest:Manifest, quantization:str)->Verificati
 # %% ../nbs/api/06_convert.ipynb #0313f865
 _SHARE = dict(float32=4, int16=2, float16=2, bfloat16=2) # Bytes per parameter; the rest are int8 with some scales
 
+@contextmanager
+def _stages(description:str):
+    "A progress bar over the four stages; its value is called with the name of each as it begins."
+    with progress(4, description, unit=' stages', delay=0) as bar:
+        begun = []
+        def stage(name:str):
+            bar.n = len(begun)
+            begun.append(name)
+            bar.set_description(f'{description}: {name}') # shows the bar
+        yield stage
+
 def _make(source:Path, destination:Path, manifest:Manifest, quantization:str, parameters:int)->tuple:
     "Build the model and publish it; the notes on what the source lacked."
     require_space(destination, parameters * _SHARE.get(quantization, 1.2) + 20_000_000, 'the conversion')
@@ -212,15 +235,14 @@ def _make(source:Path, destination:Path, manifest:Manifest, quantization:str, pa
     staging = staging_path(destination)
     staging.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with progress(3, f'convert to {quantization}', unit=' stages') as bar:
-            write_weights(source, staging, quantization)
-            bar.update(1)
+        with _stages(f'convert to {quantization}') as stage:
+            write_weights(source, staging, quantization, stage)
+            stage('complete')
             notes = complete(source, staging, manifest)
             made = build_manifest(staging, destination.name, 'ctranslate2', manifest.source, quantization, _made_from(manifest), _TOOLS)
             write_atomic(staging/MANIFEST_NAME, made.to_json())
-            bar.update(1)
+            stage('verify')
             require_verified(staging)
-            bar.update(1)
         publish_directory(staging, destination)
     finally: clear_staging(destination)
     return notes
@@ -242,4 +264,4 @@ def convert(
         there = None if fresh else _reusable(destination, manifest, quantization)
         notes = () if there else _make(source, destination, manifest, quantization, checked.parameters)
     size = sum((destination/name).stat().st_size for name in [*list_files(destination), MANIFEST_NAME])
-    return Conversion(destination, quantization, size, checked.size, there is not None, notes, perf_counter() - start)
+    return Conversion(destination, quantization, size, checked.bytes, there is not None, notes, perf_counter() - start)

@@ -6,7 +6,7 @@
 __all__ = ['CHUNK', 'MANIFEST_NAME', 'human_bytes', 'hash_file', 'git_blob_sha1', 'hash_files', 'list_files', 'FileRecord',
            'Manifest', 'is_safe_name', 'parse_manifest', 'read_manifest', 'tool_versions', 'build_manifest', 'sync',
            'write_atomic', 'staging_path', 'clear_staging', 'locked', 'publish_directory', 'link_or_copy_tree',
-           'free_bytes', 'require_space']
+           'free_bytes', 'require_space', 'require_writable']
 
 # %% ../nbs/api/01_files.ipynb #3cb9902f
 import ctypes, hashlib, json, os, re, shutil, stat
@@ -135,7 +135,7 @@ def parse_manifest(
         if bad := [key for key, kind in kinds.items() if not isinstance(fields[key], kind)]: raise ValueError(bad[0])
         return Manifest(**fields)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckError(f'{MANIFEST_NAME} is broken ({type(error).__name__}: {str(error)[:80]})', 'prepare or restore the model again') from None
+        raise CheckError(f'{MANIFEST_NAME} is broken ({type(error).__name__}: {ascii(str(error)[:80])})', 'prepare or restore the model again') from None
 
 # %% ../nbs/api/01_files.ipynb #794a423d
 def read_manifest(
@@ -211,8 +211,6 @@ def clear_staging(
 ):
     "Remove what a killed run left of this directory; nothing under a final name is touched."
     shutil.rmtree(staging_path(final), ignore_errors=True)
-    try: staging_path(final).parent.rmdir()
-    except OSError: pass
 
 @contextmanager
 def locked(
@@ -291,3 +289,16 @@ def require_space(
     if (free := free_bytes(path)) < needed:
         raise StepError(f'{what} needs {human_bytes(needed)} on the disk, {human_bytes(free)} are free',
             f'free {human_bytes(needed - free)} there, or choose another disk with --models-dir and --outputs-dir')
+
+def require_writable(
+    directory:Path, # Made when it is not there
+    option:str, # The option by which another one is chosen, for the message
+):
+    "Raise `StepError` before the work starts when nothing can be written there."
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        probe = Path(directory)/f'.writable-{os.getpid()}'
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StepError(f"cannot write to '{directory}': {error.strerror}", f'check its permissions, or choose another directory with {option}') from None

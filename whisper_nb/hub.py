@@ -17,13 +17,14 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from threading import Event, Lock
 from time import time
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
+from . import __version__
 from .errors import CheckError, RequestError, StepError, explain
 from .files import (CHUNK, MANIFEST_NAME, Manifest, build_manifest, clear_staging, hash_file, hash_files, human_bytes, locked,
     publish_directory, read_manifest, require_space, staging_path, write_atomic)
 from .mirror import HubFile, card_license, describe, read_model, serving
-from .models import CHECKPOINTS, DEMO, DEMO_DIR, Source, near_names, resolve
+from .models import DEMO, DEMO_DIR, Source, near_names, resolve
 from .report import progress
 
 # %% ../nbs/api/04_hub.ipynb #f918c2e5
@@ -103,48 +104,50 @@ class Incoming:
         file:HubFile, # What is published about it
         advance:Callable, # Called with each change of the number of bytes there
     ):
-        self.file,self.advance,self.size,self._hashing = file,advance,0,None
-        self._hash,self._pool = self._new_hash(),ThreadPoolExecutor(1)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = open(path, 'a+b')
-        self._take_up()
+        self.file,self.advance,self._pool,self._job = file,advance,ThreadPoolExecutor(1),None
+        self._writer,self._reader = open(path, 'ab'),open(path, 'rb', buffering=0)
+        self._hash,self.size = self._new_hash(),os.fstat(self._reader.fileno()).st_size
+        advance(self.size)
+        if self.size > file.size: self.restart()
+        self._follow()
 
     def _new_hash(self): return hashlib.sha256() if self.file.sha256 else hashlib.sha1(b'blob %d\0' % self.file.size)
 
-    def _take_up(self):
-        "Hash what an earlier run left."
-        self._handle.seek(0)
-        while chunk := self._handle.read(CHUNK): self._count(chunk)
-        if self.size > self.file.size: self.restart()
+    def _catch_up(self):
+        "Hash what has arrived since the last time."
+        while data := self._reader.read(CHUNK): self._hash.update(data)
 
-    def _count(self, chunk:bytes):
-        if self._hashing: self._hashing.result()
-        self._hashing = self._pool.submit(self._hash.update, chunk)
-        self.size += len(chunk)
-        self.advance(len(chunk))
+    def _follow(self):
+        if self._job is None or self._job.done(): self._job = self._pool.submit(self._catch_up)
 
-    def write(self, chunk:bytes):
+    def write(self, data:bytes):
         "Add what has arrived."
-        self._handle.write(chunk)
-        self._handle.flush()
-        self._count(chunk)
+        self._writer.write(data)
+        self._writer.flush()
+        self.size += len(data)
+        self.advance(len(data))
+        self._follow()
 
     def restart(self):
         "Throw away what is there."
-        if self._hashing: self._hashing.result()
-        self._handle.truncate(0)
+        if self._job: self._job.result()
+        self._writer.truncate(0)
+        self._reader.seek(0)
         self.advance(-self.size)
-        self.size,self._hash,self._hashing = 0,self._new_hash(),None
+        self.size,self._hash = 0,self._new_hash()
 
     def is_right(self)->bool:
         "Is it all there, and what was published?"
-        if self._hashing: self._hashing.result()
+        self._job.result()
+        self._catch_up()
         return self.size == self.file.size and self._hash.hexdigest() == self.file.etag
 
     def __enter__(self): return self
     def __exit__(self, *args):
         self._pool.shutdown()
-        self._handle.close()
+        self._reader.close()
+        self._writer.close()
 
 # %% ../nbs/api/04_hub.ipynb #2bd41c8d
 @dataclass(frozen=True)
@@ -219,7 +222,7 @@ class HubOrigin:
         wanted = {'Accept-Encoding': 'identity', **({'Range': f'bytes={start}-'} if start else {})}
         with self.client.stream('GET', self.url(file.path), headers=self.headers | wanted, timeout=TIMEOUT) as response:
             hf_raise_for_status(response)
-            yield start if response.status_code == 206 else 0, response.iter_bytes(CHUNK)
+            yield start if response.status_code == 206 else 0, response.iter_bytes() # as they come: what is held back is lost with the connection
 
 # %% ../nbs/api/04_hub.ipynb #7c7586fc
 def _published(name:str, size:int|None, etag:str|None)->HubFile:
@@ -232,6 +235,13 @@ def _sibling(file)->HubFile:
     "One entry of a model's record."
     if file.lfs: return HubFile(file.rfilename, file.lfs.size, file.blob_id, file.lfs.sha256)
     return HubFile(file.rfilename, file.size, file.blob_id)
+
+def _shown(endpoint:str)->str:
+    "An address without the password that may be in it."
+    return re.sub('//[^/@]*@', '//', endpoint)
+
+def _no_hub(endpoint:str)->StepError:
+    return StepError(f'what answers at {_shown(endpoint)} is not a Hub', 'check HF_ENDPOINT and the proxy: a login page on the way answers like that')
 
 def ask_hub(
     source:Source, # Which checkpoint
@@ -246,7 +256,9 @@ def ask_hub(
     url = f"{endpoint}/api/models/{source.name}/revision/{quote(revision or 'main', safe='')}"
     response = client.get(url, params=dict(blobs=True), headers=headers, timeout=TIMEOUT)
     hf_raise_for_status(response)
-    info = ModelInfo(**response.json())
+    try: info = ModelInfo(**response.json())
+    except (ValueError, KeyError, TypeError) as error: raise _no_hub(endpoint) from error
+    if not re.fullmatch('[0-9a-f]{40}', info.sha or ''): raise _no_hub(endpoint)
     license = getattr(info.card_data, 'license', None)
     about = dict(kind=source.kind, repo_id=source.name, commit=info.sha, **(dict(license=license) if isinstance(license, str) else {}))
     return HubOrigin(source.name, endpoint, info.sha, about, {file.rfilename: _sibling(file) for file in info.siblings or []}, client, headers)
@@ -260,16 +272,17 @@ def _connection(
 ): # Endpoint, session and headers
     "How to reach the Hub that has this checkpoint."
     import httpx2
+    from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers, get_session
     if source.kind == 'demo':
         with serving({DEMO: DEMO_DIR}) as inside, httpx2.Client(trust_env=False) as client: yield inside, client, {}
     else:
-        outside = endpoint or os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'
-        yield outside.rstrip('/'), get_session(), build_hf_headers(token=token, library_name='whisper_nb')
+        outside = endpoint or os.environ.get('HF_ENDPOINT') or constants.ENDPOINT
+        yield outside.rstrip('/'), get_session(), build_hf_headers(token=token, library_name='whisper_nb', library_version=__version__)
 
 # %% ../nbs/api/04_hub.ipynb #5e81e255
 WAITS = (0.5, 1, 2, 4, 8) # Seconds before each further try
-LONGEST_WAIT = 120 # Seconds a server may ask to wait
+LONGEST_WAIT = 300 # Seconds a server may ask to wait: the length of the public Hub's rate window
 
 class _Short(ConnectionError):
     "A body ended before its time, and nobody said so."
@@ -285,7 +298,10 @@ def retry_after(
     now:float|None = None, # Seconds since 1970; None: now
 )->float|None: # Seconds; None when the server did not say
     "How long the server asks to wait."
-    value = getattr(getattr(error, 'response', None), 'headers', {}).get('Retry-After', '').strip()
+    from huggingface_hub.utils import parse_ratelimit_headers
+    headers = getattr(getattr(error, 'response', None), 'headers', {})
+    if (limit := parse_ratelimit_headers(headers)) and limit.remaining == 0: return float(limit.reset_in_seconds)
+    value = headers.get('Retry-After', '').strip()
     if value.isdigit(): return float(value)
     try: return max(0, parsedate_to_datetime(value).timestamp() - (time() if now is None else now))
     except (ValueError, TypeError): return None
@@ -411,6 +427,7 @@ class Download:
         return f'Download({self.path}: {len(self.files)} files, {human_bytes(self.bytes)}{commit}, {how})'
 
 def _result(path:Path, manifest:Manifest, fetched:int=0, reused:bool=False)->Download:
+    if reused: clear_staging(path) # what a run left that was killed after publishing
     return Download(path, manifest.source, manifest.size, fetched, reused, tuple(manifest.files))
 
 # %% ../nbs/api/04_hub.ipynb #f924080b
@@ -441,7 +458,8 @@ def damaged_files(
 def _answers(manifest:Manifest, source:Source, revision:str|None, allow_pickle:bool)->bool:
     "Is this what was asked for?"
     if source.kind == 'hub': return revision in (None, manifest.source.get('commit'))
-    if source.kind == 'demo': return manifest.source.get('commit') == read_model(DEMO, DEMO_DIR).commit
+    if source.kind == 'demo' and revision in (None, 'main', manifest.source.get('commit')): return manifest.source.get('commit') == read_model(DEMO, DEMO_DIR).commit
+    if source.kind == 'demo': return False
     origin = local_origin(source.path)
     digests = hash_files(source.path, list(choose_files(origin.names, origin.title, allow_pickle)))
     return digests == {name: record.sha256 for name, record in manifest.files.items()}
@@ -462,7 +480,7 @@ def _origin(source:Source, revision:str|None, endpoint:str|None, token, waits:tu
 def _clearer(error:Exception, repo_id:str, revision:str|None, endpoint:str)->Exception:
     "The same error, said with the names at hand; errors that need nothing added are returned as they are."
     kinds = [base.__name__ for base in type(error).__mro__]
-    hub = urlsplit(endpoint)._replace(netloc=urlsplit(endpoint).netloc.rpartition('@')[2]).geturl()
+    hub = _shown(endpoint)
     if 'GatedRepoError' in kinds:
         return StepError(f"'{repo_id}' is gated: its licence has to be accepted first", f'accept it at {hub}/{repo_id}, set HF_TOKEN to a token of that account, run again')
     if 'RepositoryNotFoundError' in kinds:
@@ -475,7 +493,7 @@ def _clearer(error:Exception, repo_id:str, revision:str|None, endpoint:str)->Exc
     if 'TransportError' in kinds:
         return StepError(f'the Hub could not be reached at {hub} ({" ".join(str(error).split())})',
             'check the network, the proxy and HF_ENDPOINT, or use a mirror (HF_ENDPOINT=http://…:8090); `whisper-nb prepare demo` needs no network')
-    return error
+    return _no_hub(endpoint) if {'InvalidURL', 'TooManyRedirects', 'DecodingError'} & set(kinds) else error
 
 # %% ../nbs/api/04_hub.ipynb #28dbf668
 def _bring(origin, final:Path, allow_pickle:bool, waits:tuple)->Download:
@@ -532,6 +550,7 @@ def download(
     "Bring a checkpoint to `models_dir`, complete and checked, or leave things as they were."
     source = resolve(model)
     final = Path(models_dir)/source.dirname
+    if source.kind == 'local' and revision: raise RequestError(f"'{model}' is a directory: it has no revisions", 'leave out --revision')
     if not source.dirname or source.dirname.startswith('.'): raise RequestError(f"'{model}' gives no usable directory name", 'give a directory with a plain name')
     if source.path and source.path == final.resolve(): return _as_it_is(final)
     about = local_origin(source.path).source if source.kind == 'local' else dict(kind=source.kind, repo_id=source.name)
@@ -540,7 +559,9 @@ def download(
         manifest = None if fresh else _present(final, _identity(about))
         damaged = damaged_files(final, manifest) if manifest else []
         if manifest and not damaged and _answers(manifest, source, revision, allow_pickle): return _result(final, manifest, reused=True)
-        if damaged: _seed(final, manifest, damaged)
+        if damaged:
+            _log.warning('%s is damaged (%s): bringing it again', final, ', '.join(damaged))
+            _seed(final, manifest, damaged)
         with _origin(source, revision or (manifest.source.get('commit') if damaged else None), endpoint, token, waits) as origin:
             if manifest and not damaged and origin.commit and origin.commit == manifest.source.get('commit'): return _result(final, manifest, reused=True)
             return _bring(origin, final, allow_pickle, waits)

@@ -7,7 +7,7 @@ __all__ = ['LARGE', 'NAMESPACE', 'HubFile', 'is_large', 'lfs_pointer', 'describe
            'repo_id_of', 'Shelf', 'app', 'running', 'serving', 'serve']
 
 # %% ../nbs/api/03_mirror.ipynb #1f35a055
-import hashlib, socket, sys, threading, warnings
+import hashlib, logging, socket, sys, threading
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -76,9 +76,11 @@ def card_license(
 )->str|None: # 'apache-2.0', …
     "The licence tag on the model card."
     from huggingface_hub import metadata_load
+    from yaml import YAMLError
     card = Path(directory)/'README.md'
-    try: return (metadata_load(card) or {}).get('license') if card.is_file() else None
-    except ValueError: return None
+    try: tag = (metadata_load(card) or {}).get('license') if card.is_file() else None
+    except (ValueError, YAMLError): return None # a card is prose: not everyone writes its header well
+    return tag if isinstance(tag, str) else None
 
 # %% ../nbs/api/03_mirror.ipynb #717f39ea
 def _listing_hash(files:dict[str,HubFile])->str:
@@ -214,13 +216,15 @@ def app(
     return mirror
 
 # %% ../nbs/api/03_mirror.ipynb #50bf876b
+_log = logging.getLogger(__name__)
+
 def _is_loopback(host:str)->bool:
     try: return ip_address(host).is_loopback
     except ValueError: return host == 'localhost'
 
 def _listen(host:str, port:int):
     "A listening socket; a warning when others can reach it."
-    if not _is_loopback(host): warnings.warn(f'listening on {host}: everyone who can reach this machine can read the models', stacklevel=3)
+    if not _is_loopback(host): _log.warning('listening on %s: everyone who can reach this machine can read the models', host)
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
     try: listener = socket.create_server((host, port), family=family)
     except OSError as error:

@@ -87,7 +87,6 @@ CLIPS_DIR = DEMO_HUB/'clips' # Recordings it never heard in training, with their
 def short_names()->dict[str,str]:
     "Short name → repository, as openai/whisper and faster-whisper write them."
     names = {repo_id.split('/')[1].removeprefix('whisper-'): repo_id for repo_id in CHECKPOINTS}
-    names |= {repo_id.split('/')[1]: repo_id for repo_id in CHECKPOINTS}
     return names | {'turbo': DEFAULT_MODEL, 'large': 'openai/whisper-large-v3', 'large-v1': 'openai/whisper-large'}
 
 def near_names(
@@ -95,7 +94,7 @@ def near_names(
     count:int = 3, # At most so many
 )->list[str]: # Known names that look like it, the nearest first
     "The known checkpoints whose names are nearest to `name`."
-    known = short_names() | {repo_id: repo_id for repo_id in CHECKPOINTS} | {DEMO: DEMO}
+    known = short_names() | {each: each for each in (*CHECKPOINTS, DEMO)}
     return list(dict.fromkeys(known[near] for near in get_close_matches(name.lower(), known, n=2*count, cutoff=0.5)))[:count]
 
 # %% ../nbs/api/00_models.ipynb #7bb7676c
@@ -130,7 +129,7 @@ _REPO_ID = re.compile(r'(?=.{3,96}$)\w[\w.-]*/\w[\w.-]*') # owner/name, as the H
 def _unknown(name:str)->RequestError:
     "The error for a name that means nothing here."
     near = near_names(name)
-    advice = f"did you mean: {', '.join(near)}?" if near else f"known names: {DEMO}, {', '.join(CHECKPOINTS)}"
+    advice = f"did you mean: {', '.join(near)}?" if near else f"known names: {DEMO}, {', '.join(short_names())}"
     return RequestError(f"'{name}' is no known model and no directory", f'{advice} (any other model: its full repository name, or a path)')
 
 def resolve(
@@ -142,6 +141,6 @@ def resolve(
     if name and Path(name).expanduser().is_dir():
         path = Path(name).expanduser().resolve()
         return Source('local', path.name, path)
-    known = short_names().get(name.lower(), name)
+    known = short_names().get(name.lower().removeprefix('whisper-'), name)
     if known in CHECKPOINTS or _REPO_ID.fullmatch(known): return Source('hub', known)
     raise _unknown(name)

@@ -18,7 +18,7 @@ from time import perf_counter
 
 from .errors import CheckError, RequestError, StepError
 from .files import (CHUNK, MANIFEST_NAME, Manifest, clear_staging, hash_files, human_bytes, is_safe_name, list_files, locked,
-    parse_manifest, publish_directory, require_space, staging_path, sync, write_atomic)
+    parse_manifest, publish_directory, require_space, require_writable, staging_path, sync, write_atomic)
 from .report import progress
 
 # %% ../nbs/api/07_pack.ipynb #c9427c66
@@ -47,7 +47,7 @@ def _gzip_reader(blocks:Iterable)->Iterator:
         try:
             yield stream.decompress(block, CHUNK)
             while not (stream.needs_input or stream.eof): yield stream.decompress(b'', CHUNK)
-        except igzip_lib.IsalError as error: raise _broken(str(error)) from None
+        except igzip_lib.IsalError as error: raise _broken(f'it cannot be decompressed ({error})') from None
     if stream.unused_data: raise _broken('there are bytes after its end')
     if not stream.eof: raise _broken('it ends too early')
 
@@ -149,10 +149,10 @@ def _check_names(
     wrong:Callable, # Makes the error from a text
 ):
     "Only names that mean one file each, inside the directory, on every system."
-    if not is_safe_name(top) or '/' in top or len(top) > 200: raise wrong(f'{ascii(top)[:80]} cannot be the name of a directory everywhere')
+    if not is_safe_name(top) or '/' in top or len(top) > 200: raise wrong(f'{repr(top)[:80]} cannot be the name of a directory everywhere')
     seen, parents = {MANIFEST_NAME}, set()
     for name in files:
-        if not is_safe_name(name): raise wrong(f'{ascii(name)[:80]} cannot be the name of a file everywhere')
+        if not is_safe_name(name): raise wrong(f'{repr(name)[:80]} cannot be the name of a file everywhere')
         if (folded := name.casefold()) in seen: raise wrong(f"'{name}' clashes with another file's name")
         seen.add(folded)
         parents.update(parent.as_posix() for parent in Path(folded).parents)
@@ -174,11 +174,11 @@ def _read_model(
     _check_names(directory.name, manifest.files, lambda what: RequestError(what, 'rename it, then prepare the model again'))
     if different := sorted(present ^ set(manifest.files)):
         fault = 'is not in the manifest' if different[0] in present else 'is missing'
-        raise CheckError(f"'{directory.name}/{different[0]}' {fault}", 'remove what does not belong there, or prepare the model again')
+        raise CheckError(f"{different[0]!r} in '{directory.name}' {fault}", 'remove what does not belong there, or prepare the model again')
     return data, manifest
 
 # %% ../nbs/api/07_pack.ipynb #96a369be
-SIDECARS = ('md5', 'sha256') # Checksum files beside an archive: their ending is the algorithm
+SIDECARS = ('md5', 'sha256') # Checksum files beside an archive, the strongest last: their ending is the algorithm
 
 def _sidecar(archive:Path, algorithm:str)->Path: return archive.with_name(f'{archive.name}.{algorithm}')
 def _sidecar_line(archive:Path, digest:str)->str: return f'{digest}  {archive.name}\n'
@@ -262,17 +262,6 @@ def _write_archive(
     return hashes.size, digests
 
 # %% ../nbs/api/07_pack.ipynb #bc6310b5
-def _need_writable(
-    directory:Path, # Made when it is not there
-    option:str, # The option by which another one is chosen
-):
-    "Make sure of a directory that can be written to, or say why not."
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if not os.access(directory, os.W_OK | os.X_OK): raise PermissionError(13, 'no permission to write there')
-    except OSError as error:
-        raise StepError(f"cannot write to '{directory}': {error.strerror}", f'check its permissions, or choose another directory with {option}') from None
-
 def _clear_partial(final:Path):
     "Remove what a killed run left of this archive."
     for left in [*final.parent.glob(f'.{final.name}.*.partial'), final.with_name(f'{final.name}.partial')]: left.unlink(missing_ok=True)
@@ -307,7 +296,7 @@ def pack(
     data, manifest = _read_model(directory)
     if outputs.resolve().is_relative_to(directory.resolve()):
         raise RequestError(f"the archive cannot be written into the model's own directory '{directory.name}'", 'choose another directory with --outputs-dir')
-    _need_writable(outputs, '--outputs-dir')
+    require_writable(outputs, '--outputs-dir')
     final, total = outputs/f'{directory.name}.{format}', len(data) + manifest.size
     with locked(final):
         _clear_partial(final)
@@ -368,7 +357,7 @@ class _TarReader:
         if not any(block): return None
         try: info = tarfile.TarInfo.frombuf(block, 'ascii', 'strict')
         except (tarfile.HeaderError, ValueError): raise _broken('a header in it is not one') from None
-        if info.type not in allowed: raise _refused(f"{ascii(info.name)[:80]} is {_KINDS.get(info.type, 'an extension')}, not a plain file")
+        if info.type not in allowed: raise _refused(f"{repr(info.name)[:80]} is {_KINDS.get(info.type, 'an extension')}, not a plain file")
         return info
 
     def finish(self):
@@ -393,19 +382,25 @@ def _opened(
 # %% ../nbs/api/07_pack.ipynb #da4c36c4
 _MANIFEST_LIMIT = 1 << 20 # Bytes; that of a model has some thousands
 
+def _no_manifest()->CheckError:
+    "An archive this program did not write."
+    return CheckError(f'the archive does not begin with the {MANIFEST_NAME} of a model, so nothing in it can be proven',
+        'if you trust it, unpack it with tar, run `whisper-nb prepare` on the directory, and pack that')
+
 def _read_manifest_member(
     tar:_TarReader, # At its beginning
 )->tuple[str,bytes,Manifest]: # Name of the model's directory, content of manifest.json, the same parsed
     "What an archive says it holds; refused when that cannot be a model."
     files = (tarfile.REGTYPE, tarfile.AREGTYPE)
     info = tar.header((*files, tarfile.DIRTYPE))
-    if info and info.isdir(): info = tar.header(files)
+    if info and info.isdir(): info = tar.header(files) # what other programs put before the files
     top, _, name = info.name.rpartition('/') if info else ('', '', '')
-    if name != MANIFEST_NAME or '/' in top: raise _refused(f'it does not begin with the {MANIFEST_NAME} of a model')
+    if name != MANIFEST_NAME or '/' in top: raise _no_manifest()
     if not 0 <= info.size <= _MANIFEST_LIMIT: raise _refused(f'its {MANIFEST_NAME} is too large')
     data = tar.read(info.size)
     tar.padding(info.size)
-    manifest = parse_manifest(data)
+    try: manifest = parse_manifest(data)
+    except CheckError: raise _refused(f'its {MANIFEST_NAME} is not one') from None
     _check_names(top, manifest.files, _refused)
     return top, data, manifest
 
@@ -431,7 +426,7 @@ def _read_files(
     waiting = dict(manifest.files)
     while info := tar.header():
         name = info.name.removeprefix(f'{top}/')
-        if name == info.name or name not in waiting: raise _refused(f'{ascii(info.name)[:80]} is not in its {MANIFEST_NAME}, or is there twice')
+        if name == info.name or name not in waiting: raise _refused(f'{repr(info.name)[:80]} is not in its {MANIFEST_NAME}, or is there twice')
         record = waiting.pop(name)
         if info.size != record.size: raise _refused(f"'{name}' has {info.size} bytes, its {MANIFEST_NAME} says {record.size}")
         with sink(name) as write: _read_file(tar, name, record, write, advance)
@@ -510,18 +505,24 @@ def _staged(
         yield staging_path(final)
     finally: clear_staging(final)
 
-# %% ../nbs/api/07_pack.ipynb #a1e3419c
+# %% ../nbs/api/07_pack.ipynb #9b1289cf
+def _strongest(sidecars:dict)->dict:
+    "The one checksum that proves most, of those that are there."
+    found = [algorithm for algorithm in SIDECARS if algorithm in sidecars]
+    return {algorithm: sidecars[algorithm] for algorithm in found[-1:]}
+
+# %% ../nbs/api/07_pack.ipynb #6cfd9a6b
 def unpack(
-    archive:str|Path, # Written by `pack`; its checksums are compared when they are beside it
+    archive:str|Path, # Written by `pack`; compared with a checksum when one is beside it
     dest:str|Path = 'models', # The directory in which the model's directory appears
 )->Path: # The model's directory
     "Restore a model from an archive; it appears complete and proven, or not at all."
     archive, dest = Path(archive), Path(dest)
-    expected = _read_sidecars(archive)
+    expected = _strongest(_read_sidecars(archive))
     with _opened(archive, tuple(expected)) as (tar, hashes):
         name, data, manifest = _read_manifest_member(tar)
         final = dest/name
-        _need_writable(dest, '--models-dir')
+        require_writable(dest, '--models-dir')
         with locked(final), _staged(final) as staging, progress(manifest.size, f'unpack {name}') as bar:
             _need_replaceable(final)
             there = _is_model(final, data, manifest)

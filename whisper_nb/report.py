@@ -7,7 +7,7 @@ __all__ = ['ICONS', 'Step', 'Outcome', 'run_step', 'Report', 'environment', 'utc
            'save_report', 'in_notebook', 'progress', 'Live']
 
 # %% ../nbs/api/02_report.ipynb #2721ba3d
-import json, os, platform, sys
+import io, json, os, platform, sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -163,12 +163,15 @@ def save_report(
     return list(files)
 
 # %% ../nbs/api/02_report.ipynb #a0b39da4
-def _line_progress():
-    "A progress bar that prints whole lines, for logs."
+def _line_progress(pause:float=5):
+    "A progress bar that prints a whole line now and then, `pause` seconds apart, for logs."
     from tqdm.std import tqdm
     class Lines(tqdm):
-        @staticmethod
-        def status_printer(file): return lambda text: text.strip() and print(text.strip(), file=file, flush=True)
+        printed = 0
+        def display(self, msg=None, pos=None):
+            if msg == '' or perf_counter() - self.printed < pause: return
+            self.printed = perf_counter()
+            print(str(self), file=sys.stderr, flush=True)
     return Lines
 
 def in_notebook()->bool:
@@ -184,14 +187,14 @@ def progress(
 ):
     "A progress bar with `update(amount)`, to be used in a `with` block."
     scaled = unit == 'B'
-    options = dict(total=total, desc=description, unit=unit, unit_scale=scaled, delay=delay, leave=False)
+    options = dict(total=total, desc=description, unit=unit, unit_scale=scaled, delay=delay, leave=False, disable=bool(os.environ.get('TQDM_DISABLE')))
     if in_notebook():
         from tqdm.auto import tqdm
         return tqdm(**options)
     if sys.stderr.isatty():
         from tqdm.std import tqdm
         return tqdm(**options, dynamic_ncols=True)
-    return _line_progress()(**options, mininterval=5, ncols=80)
+    return _line_progress()(**options, ncols=80, file=io.StringIO())
 
 # %% ../nbs/api/02_report.ipynb #3ee72eda
 class Live:
