@@ -75,7 +75,8 @@ def test_wrong_bytes_from_the_hub(hub, whisper_nb):
     what, advice = two_lines(whisper_nb('prepare', REPOSITORY, **hub[0]), 1)
     assert 'model.safetensors' in what
     assert final_names() == []
-    assert whisper_nb('prepare', REPOSITORY, '--skip-test', **hub[0]).returncode == 0  # and once the Hub is well again:
+    hub[1].rules.clear()  # and once the Hub is well again:
+    assert whisper_nb('prepare', REPOSITORY, '--skip-test', **hub[0]).returncode == 0
     assert final_names() == ['someone_whisper', 'someone_whisper-ct2-float16']
 
 

@@ -23,7 +23,7 @@ def make_model(directory, size=20_000, seed=1, files=None):
     return directory
 
 def contents(directory): return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob('*') if path.is_file()}
-def visible(directory): return sorted(path.name for path in directory.iterdir() if path.name != '.locks') if directory.exists() else []
+def visible(directory): return sorted(path.name for path in directory.iterdir() if path.name not in ('.locks', '.staging')) if directory.exists() else []
 def run(directory, *command): return subprocess.run(command, cwd=directory, capture_output=True, text=True)
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 """The main job from outside: every combination of the skip options, re-runs, kills, and what it writes."""
+import dataclasses
 import hashlib
 import inspect
 import itertools
@@ -43,7 +44,7 @@ def check_outcome(steps: list[dict], results: dict, given: dict):
     name = 'demo' if given['no_convert'] else 'demo-ct2-float16'
     assert verify(Path('models') / name).ok
     assert Path('models/demo-ct2-float16').exists() != given['no_convert']
-    archives = {path.name for path in Path('outputs').iterdir() if not path.name.startswith(('prepare-', 'out'))}
+    archives = {path.name for path in Path('outputs').iterdir() if not path.name.startswith(('prepare-', 'out', '.'))}
     assert archives == (set() if given['skip_compress'] else {f'{name}.tar.gz{ending}' for ending in ('', '.md5', '.sha256')})
     if given['skip_test']: assert 'text' not in results
     else:
@@ -177,7 +178,7 @@ def test_fresh_makes_everything_anew(prepared, tmp_path, whisper_nb):
     done = whisper_nb('prepare', 'demo', '--fresh', '--json')
     assert [step['status'] for step in json.loads(done.stdout)['steps']] == ['done'] * 5
     assert contents(tmp_path / 'models') == contents(prepared / 'models')
-    assert sorted(path.name for path in (tmp_path / 'models').iterdir() if path.name != '.locks') == ['demo', 'demo-ct2-float16']
+    assert sorted(path.name for path in (tmp_path / 'models').iterdir() if not path.name.startswith('.')) == ['demo', 'demo-ct2-float16']
 
 
 def test_fresh_keeps_the_old_model_until_the_new_one_is_proven(prepared, tmp_path, monkeypatch):
@@ -185,10 +186,8 @@ def test_fresh_keeps_the_old_model_until_the_new_one_is_proven(prepared, tmp_pat
     import whisper_nb.prepare as module
     for name in ('models', 'outputs'): shutil.copytree(prepared / name, tmp_path / name)
     before = (tmp_path / 'models' / 'demo-ct2-float16' / 'model.bin').stat().st_ino
-    def wrong(path):
-        found = module.offline_test(path)
-        raise module._wrong_words(found)
-    monkeypatch.setattr(module, '_test', wrong)
+    right = module.offline_test
+    monkeypatch.setattr(module, 'offline_test', lambda path: dataclasses.replace(right(path), text='something else'))
     report = prepare('demo', fresh=True)
     assert not report.ok and report.exit_code == 1
     assert (tmp_path / 'models' / 'demo-ct2-float16' / 'model.bin').stat().st_ino == before

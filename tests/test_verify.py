@@ -62,6 +62,13 @@ def test_a_converted_model(originals):
     assert all(check.ok for check in found.checks) and found.backends == ('faster-whisper',)
     assert 'float32' in found.compute_types['cpu'] and found.parameters > 0
 
+def test_compute_types_with_a_gpu(monkeypatch):
+    import ctranslate2
+    from whisper_nb.verify import compute_types
+    monkeypatch.setattr(ctranslate2, 'get_cuda_device_count', lambda: 1)
+    monkeypatch.setattr(ctranslate2, 'get_supported_compute_types', lambda device: {'int8', 'float32'} | ({'float16'} if device == 'cuda' else set()))
+    assert compute_types() == dict(cpu=('float32', 'int8'), cuda=('float32', 'float16', 'int8'))
+
 def test_paths(tmp_path):
     (tmp_path/'file').write_text('')
     (tmp_path/'empty').mkdir()

@@ -17,16 +17,15 @@ from .models import CLIPS_DIR
 SAMPLING_RATE = 16_000 # Samples per second that every Whisper model expects
 
 # %% ../nbs/api/08_audio.ipynb #3d3908e6
-def _valid_frames(container):
-    "The container's audio frames, without those that cannot be decoded."
+def _frames(container):
+    "Frames of the first audio stream, without those that cannot be decoded."
     import av
-    frames = container.decode(audio=0)
-    while True:
-        try: frame = next(frames, None)
+    for packet in container.demux(container.streams.audio[0]):
+        try: frames = packet.decode()
         except av.error.InvalidDataError: continue
-        if frame is None: return
-        frame.pts = None # gaps and jumps in the time stamps do not matter here
-        yield frame
+        for frame in frames:
+            frame.pts = None # gaps and jumps in the time stamps do not matter here
+            yield frame
 
 # %% ../nbs/api/08_audio.ipynb #104a9d41
 def _decode(
@@ -38,7 +37,7 @@ def _decode(
     resampler = av.AudioResampler(format='s16', layout='mono', rate=sampling_rate)
     with av.open(str(path), metadata_errors='ignore', options={'protocol_whitelist': 'file'}) as container:
         if not container.streams.audio: return np.zeros(0, np.int16)
-        parts = [part.to_ndarray()[0] for frame in _valid_frames(container) for part in resampler.resample(frame)]
+        parts = [part.to_ndarray()[0] for frame in _frames(container) for part in resampler.resample(frame)]
     if parts: parts += [part.to_ndarray()[0] for part in resampler.resample(None)] # what the resampler still holds
     return np.concatenate(parts) if parts else np.zeros(0, np.int16)
 

@@ -18,6 +18,7 @@ from typing import Any
 from fastcore.basics import patch
 from .audio import SAMPLING_RATE, load_audio
 from .errors import CheckError, RequestError, StepError, WhisperNbError
+from .verify import compute_types, torch_devices
 
 # %% ../nbs/api/09_backends.ipynb #1e3c9595
 @dataclass(frozen=True)
@@ -83,13 +84,6 @@ class Backend:
     def missing_files(self, path:Path)->tuple[str, ...]: # Those of `files` that are not there
         return tuple(names.split('|')[0] for names in self.files if not any(any(path.glob(name)) for name in names.split('|')))
 
-# %% ../nbs/api/09_backends.ipynb #10c6b29c
-def _ctranslate2_devices()->dict:
-    "Devices CTranslate2 can use here, and the compute types of each."
-    import ctranslate2
-    devices = ['cpu', 'cuda'] if ctranslate2.get_cuda_device_count() else ['cpu']
-    return {device: tuple(sorted(ctranslate2.get_supported_compute_types(device))) for device in devices}
-
 # %% ../nbs/api/09_backends.ipynb #4063a095
 @contextmanager
 def _quiet_ctranslate2():
@@ -127,10 +121,9 @@ def _decode_faster_whisper(engine, samples, options):
     return [Segment(segment.start, segment.end, segment.text.strip(), words(segment)) for segment in segments], about.language
 
 # %% ../nbs/api/09_backends.ipynb #a9a1fea5
-def _torch_devices()->dict:
-    "Devices torch can use here, and the compute types of each."
-    import torch
-    return {'cpu': ('bfloat16', 'float16', 'float32')} | ({'cuda': ('bfloat16', 'float16', 'float32')} if torch.cuda.is_available() else {})
+def _torch_types()->dict[str,tuple]: # Device → types
+    "The types torch can compute in, on each device of this machine."
+    return {device: ('float32', 'float16', 'bfloat16') for device in torch_devices()}
 
 @dataclass(frozen=True)
 class _TransformersEngine:
@@ -222,9 +215,9 @@ def _decode_transformers(engine, samples, options):
 _PREPROCESSOR = 'preprocessor_config.json'
 BACKENDS = {backend.name: backend for backend in (
     Backend('faster-whisper', 'ctranslate2', 'faster-whisper', ('model.bin', 'config.json', 'vocabulary.json|vocabulary.txt', 'tokenizer.json', _PREPROCESSOR),
-        _ctranslate2_devices, _open_faster_whisper, _faster_whisper_languages, _decode_faster_whisper),
+        compute_types, _open_faster_whisper, _faster_whisper_languages, _decode_faster_whisper),
     Backend('transformers', 'transformers', 'transformers', ('*.safetensors', 'config.json', 'tokenizer.json|vocab.json', f'{_PREPROCESSOR}|processor_config.json'),
-        _torch_devices, _open_transformers, _transformers_languages, _decode_transformers),
+        _torch_types, _open_transformers, _transformers_languages, _decode_transformers),
 )}
 
 # %% ../nbs/api/09_backends.ipynb #8c349169

@@ -6,14 +6,14 @@
 __all__ = ['STEPS', 'prepare']
 
 # %% ../nbs/api/15_prepare.ipynb #62ff3cd5
-import os, shutil
-from dataclasses import asdict, dataclass
+import os, re, shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
 from .convert import convert
-from .errors import RequestError, StepError
-from .files import human_bytes, locked, publish_directory
+from .errors import RequestError
+from .files import human_bytes, locked, publish_directory, require_writable
 from .hub import download
 from .models import DEFAULT_MODEL, QUANTIZATIONS, Source, resolve
 from .offline import offline_test
@@ -32,12 +32,12 @@ def _download(model:str, revision:Optional[str], models_dir:Path)->Outcome:
 def _verify(path:Path)->Outcome:
     "Is it complete, intact and loadable?"
     found = require_verified(path)
-    return Outcome(path, f"{len(found.checks)} checks passed; loads offline with: {', '.join(found.backends)}")
+    return Outcome(path, f'{len(found.checks)} checks; {found.verdict}')
 
 def _convert(path:Path, quantization:str)->Outcome:
     "The CTranslate2 model."
     made = convert(path, quantization=quantization)
-    return Outcome(made.path, f'{_show(made.path)}, verified', made.bytes, made.reused)
+    return Outcome(made.path, '; '.join([f'{_show(made.path)}, verified', *made.notes]), made.bytes, made.reused)
 
 # %% ../nbs/api/15_prepare.ipynb #bd6f3641
 def _compress(path:Path, outputs_dir:Path)->Outcome:
@@ -48,17 +48,14 @@ def _compress(path:Path, outputs_dir:Path)->Outcome:
 
 def _test(path:Path)->Outcome:
     "Does it transcribe with the network denied?"
-    found = offline_test(path)
+    found = offline_test(path).require()
     figures = f'loaded in {found.load_seconds:.1f} s, RTFx {found.rtfx:.0f}, peak memory {human_bytes(found.peak_memory)}'
-    if not found.ok: raise _wrong_words(found)
     return Outcome(found, f'{found.backend} heard “{found.text}”; {figures}')
 
-def _wrong_words(found)->StepError:
-    return StepError(f'the model wrote “{found.text}” where “{found.expected}” was said', 'start over from the source: the same command with --fresh')
-
 def _show(path:Path)->str:
-    "A path as the reader would type it."
-    return os.path.relpath(path) if Path(path).resolve().is_relative_to(Path.cwd()) else str(path)
+    "A path as the reader would type it, under the name it has when all is done."
+    shown = os.path.relpath(path) if Path(path).resolve().is_relative_to(Path.cwd()) else str(path)
+    return re.sub(r'\.fresh/[^/]+/', '', shown)
 
 # %% ../nbs/api/15_prepare.ipynb #e09a7392
 STEPS = ('download', 'verify', 'convert', 'compress', 'offline test') # In order
@@ -82,23 +79,13 @@ class _Job:
         return {name: option for name, (option, given) in asked.items() if given}
 
 # %% ../nbs/api/15_prepare.ipynb #5f27011a
-def _require_writable(directory:Path, option:str):
-    "`StepError` when nothing can be written there."
-    try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        probe = Path(directory)/f'.writable-{os.getpid()}'
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise StepError(f"cannot write to '{directory}': {error.strerror}", f'check its permissions, or choose another directory with {option}') from None
-
 def _check(job:_Job)->Source:
     "Refuse what cannot work, before anything is touched."
     source = resolve(job.model)
     if job.quantization not in QUANTIZATIONS:
         raise RequestError(f"there is no quantization '{job.quantization}'", f"choose one of: {', '.join(QUANTIZATIONS)}")
-    _require_writable(job.models_dir, '--models-dir')
-    _require_writable(job.outputs_dir, '--outputs-dir')
+    require_writable(job.models_dir, '--models-dir')
+    require_writable(job.outputs_dir, '--outputs-dir')
     return source
 
 # %% ../nbs/api/15_prepare.ipynb #3be118f3
@@ -150,12 +137,14 @@ def _work(job:_Job, source:Source, live:Live)->dict: # As from `_run_steps`
     return made
 
 # %% ../nbs/api/15_prepare.ipynb #059b1b69
+_PROOF = ('backend', 'device', 'compute_type', 'text', 'load_seconds', 'transcribe_seconds', 'rtfx', 'peak_memory') # What the offline test found
+
 def _results(made:dict, job:_Job)->dict:
     "What a program wants to know of a run."
     archive, test = made.get('compress'), made.get('offline test')
     results = {'model': str(Path(job.models_dir)/_product(made).name)} if _product(made) else {}
     if archive: results |= {'archive': str(Path(job.outputs_dir)/archive.path.name), 'bytes': archive.bytes, 'md5': archive.md5, 'sha256': archive.sha256}
-    if test: results |= {name: value for name, value in asdict(test).items() if isinstance(value, (str, int, float))}
+    if test: results |= {name: getattr(test, name) for name in _PROOF}
     return results
 
 # %% ../nbs/api/15_prepare.ipynb #e31e9677

@@ -167,10 +167,10 @@ def _line_progress(pause:float=5):
     "A progress bar that prints a whole line now and then, `pause` seconds apart, for logs."
     from tqdm.std import tqdm
     class Lines(tqdm):
-        printed = 0
+        next_line = None
         def display(self, msg=None, pos=None):
-            if msg == '' or perf_counter() - self.printed < pause: return
-            self.printed = perf_counter()
+            if msg == '' or self._time() < (self.next_line or self.start_t + self.delay): return
+            self.next_line = self._time() + pause
             print(str(self), file=sys.stderr, flush=True)
     return Lines
 

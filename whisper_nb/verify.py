@@ -85,9 +85,9 @@ _PICKLES = ('pytorch_model.bin', 'pytorch_model.bin.index.json') # Python object
 class _Model:
     "What a directory holds; each part is read once, when it is first asked for."
     def __init__(self, path:Path):
-        self.path,self.entries = path,_entries(path)
+        self.path,self.format = path,_format({entry.name for entry in path.iterdir() if not entry.is_dir()})
+        self.entries = _entries(path) if self.format else {} # A whole home directory, given by mistake, is not searched
         self.files = tuple(name for name, mode in self.entries.items() if stat.S_ISREG(mode))
-        self.format = _format(set(self.files))
 
     @cached_property
     def manifest(self)->Manifest|None:
