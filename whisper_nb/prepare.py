@@ -165,6 +165,8 @@ def prepare(
     source, started = _check(job), utc_now()
     live = Live(f'prepare {source.name}', list(STEPS))
     made = _work(job, source, live)
-    report = Report(live.title, tuple(live.steps), parameters, started, _results(made, job), environment())
-    save_report(report, Path(outputs_dir)/f"prepare-{source.dirname}-{started.replace('-', '').replace(':', '')}")
+    stem = Path(outputs_dir)/f"prepare-{source.dirname}-{started.replace('-', '').replace(':', '')}"
+    results = _results(made, job) | {'report': f'{stem}.html'}
+    report = Report(live.title, tuple(live.steps), parameters, started, results, environment())
+    save_report(report, stem)
     return report

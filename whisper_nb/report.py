@@ -98,7 +98,7 @@ class Report:
 
     @property
     def summary(self)->str: # What the command prints when the steps were already shown
-        return '\n'.join([self.verdict, *(f'  {name:<20}{value}' for name, value in self.results.items())])
+        return '\n'.join([self.verdict, *(f'  {name:<20}{value:.3g}' if isinstance(value, float) else f'  {name:<20}{value}' for name, value in self.results.items())])
 
     def __str__(self): return '\n'.join([self.title, *map(str, self.steps), self.verdict])
     def to_json(self)->str: return json.dumps({**asdict(self), 'ok': self.ok, 'seconds': self.seconds}, indent=1, ensure_ascii=False) + '\n'
@@ -167,7 +167,7 @@ def _line_progress(pause:float=5):
     "A progress bar that prints a whole line now and then, `pause` seconds apart, for logs."
     from tqdm.std import tqdm
     class Lines(tqdm):
-        next_line = None
+        start_t, delay, next_line = float('inf'), 0, None # until tqdm sets them
         def display(self, msg=None, pos=None):
             if msg == '' or self._time() < (self.next_line or self.start_t + self.delay): return
             self.next_line = self._time() + pause
