@@ -4,7 +4,7 @@ from pathlib import Path
 
 import nbformat
 import yaml
-from execnb.nbio import read_nb
+from execnb.nbio import nb2str, read_nb
 from nbconvert import MarkdownExporter
 from nbdev.processors import FilterDefaults
 
@@ -21,7 +21,7 @@ def filtered(path: Path) -> nbformat.NotebookNode:
     "A notebook as its readers see it: hidden cells gone, the title a heading again."
     processor = Filters().nb_proc(read_nb(path))
     processor.process()
-    notebook = nbformat.from_dict(processor.nb)
+    notebook = nbformat.reads(nb2str(processor.nb), 4)
     cells = [each for each in notebook.cells if each.source.strip()]
     front = cells[0]
     fields = yaml.safe_load(front.source.strip().strip('-'))

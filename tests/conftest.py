@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # threads that spin while they wait would slow each other down on few cores
+
 PROJECT = Path(__file__).resolve().parent.parent
 COMMAND = Path(sys.executable).with_name('whisper-nb')
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # tests share the cores; before torch is imported
 from checkpoints import make_checkpoint, seal
 
 from whisper_nb import offline
@@ -126,12 +128,12 @@ def test_secrets_and_caches_stay_outside(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('backend', ['faster-whisper', 'transformers'])
 def test_both_backends(tiny, backend):
-    before = sorted(path.name for path in tiny[backend].parent.iterdir())
+    before = {path.name for path in tiny[backend].parent.iterdir()} - {'.staging'}
     result = offline_test(tiny[backend])
     assert (result.model, result.backend, result.compute_type, result.attempts) == (tiny[backend].name, backend, 'float32', ())
     assert result.denied_by == ('audit hook', pick_guard().name) and not result.must_match and result.expected == default_clip().text
     assert 0 < result.peak_memory < memory_needed(tiny[backend], pick_backend(tiny[backend])) and result.load_seconds > 0 and result.rtfx > 0
-    assert sorted(path.name for path in tiny[backend].parent.iterdir()) == before
+    assert {path.name for path in tiny[backend].parent.iterdir()} == before
 
 
 def test_a_relative_path_and_a_compute_type(tiny, monkeypatch):
@@ -162,23 +164,20 @@ def test_a_missing_file_fails_at_once(copied, backend, name):
     assert monotonic() - start < 20
 
 
-def test_a_library_that_reaches_for_the_hub_is_stopped_at_once(copied, tmp_path):
-    path = copied('faster-whisper')
-    (path/'tokenizer.json').unlink()
-    for offline_set in (True, False):
-        home, start = tmp_path/f'home-{offline_set}', monotonic()
-        home.mkdir()
-        code = f'''
-import json, os
+REACH = """
+import json
 sys.path[:] = json.loads(sys.argv[1])
-if not {offline_set}: del os.environ['HF_HUB_OFFLINE'], os.environ['TRANSFORMERS_OFFLINE']
 from faster_whisper import WhisperModel
 try: WhisperModel(sys.argv[2])
-except Exception as error: print('stopped', json.dumps(attempts))
-'''
-        output, _ = run_child(home, code, HOOK_ONLY, json.dumps(sys.path), path)
-        assert output.startswith('stopped') and monotonic() - start < 60
-        assert ('huggingface.co' in output) is not offline_set  # the hook names who was wanted
+except Exception as error: print('stopped by', type(error).__name__)
+"""
+
+
+def test_a_library_that_reaches_for_the_hub_is_stopped_at_once(copied, tmp_path):
+    path, start = copied('faster-whisper'), monotonic()
+    (path/'tokenizer.json').unlink()  # faster-whisper, left alone, now asks the Hub for another model's tokenizer
+    output, _ = run_child(tmp_path, REACH, pick_guard(), json.dumps(sys.path), path)
+    assert output.startswith('stopped by') and monotonic() - start < 20
 
 
 def test_a_try_to_use_the_network_fails_the_test(tiny):
@@ -278,7 +277,6 @@ def test_beside_a_model_that_may_not_be_written(copied, monkeypatch):
 
 # ---- the demo model's words
 
-@pytest.mark.skipif('stand-in' in (DEMO_DIR/'README.md').read_text(), reason='the demo model is not trained yet')
 @pytest.mark.parametrize('quantization', [None, 'float16', 'int8'])
 def test_the_demo_hears_the_clip(tmp_path, quantization):
     path = shutil.copytree(DEMO_DIR, tmp_path/'demo')

@@ -7,7 +7,7 @@ __all__ = ['BACKENDS', 'Word', 'Segment', 'Transcript', 'Options', 'Backend', 'm
            'LoadedModel', 'load']
 
 # %% ../nbs/api/09_backends.ipynb #ed51aeae
-import json, logging, re, warnings
+import json, logging, os, re, warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -280,7 +280,14 @@ def _explained(
         reason = ' '.join(str(error).split())[:300] or type(error).__name__
         if 'out of memory' in reason.lower() or 'alloc' in reason.lower():
             raise StepError(f"not enough memory to {doing} '{path.name}'", 'close other programs, or use a smaller model, a smaller quantization (int8) or --device cpu') from error
+        if re.search(r'lib(cu|nv)\w+\.so', reason):
+            raise StepError(f"{backend.name} lacks a CUDA library: {reason}", 'install it (pip install nvidia-cublas-cu12 nvidia-cudnn-cu12) where the system looks for libraries, or use --device cpu') from error
         raise CheckError(f"{backend.name} could not {doing} '{path.name}': {reason}", f'say what is wrong with it: whisper-nb verify {path}') from error
+
+# %% ../nbs/api/09_backends.ipynb #2b9b8efb
+def _share_cores():
+    "Let OpenMP threads sleep while they wait, unless the user chose otherwise."
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 # %% ../nbs/api/09_backends.ipynb #30f60521
 @dataclass(frozen=True)
@@ -309,6 +316,7 @@ def load(
     if missing := chosen.missing_files(path):
         raise CheckError(f"'{path.name}' lacks {', '.join(missing)}: {chosen.name} cannot load it offline", f'prepare or restore the model again, or see what else it lacks: whisper-nb verify {path}')
     device, start = pick_device(chosen, device, compute_type), perf_counter()
+    _share_cores()
     with _explained('load', chosen, path):
         engine, compute_type = chosen.open(path, device, compute_type, threads)
         languages = chosen.languages(engine)

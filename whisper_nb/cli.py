@@ -75,11 +75,12 @@ def download(
     model:str, # Checkpoint: a Hub repository, a short name (large-v3), a directory, or demo
     revision:Optional[str]=None, # Branch, tag or commit at the Hub
     allow_pickle:bool=False, # Take a checkpoint that has only pickled weights (pytorch_model.bin)
+    fresh:bool=False, # Bring everything anew; what is there stays until the new one is complete
     models_dir:str='models', # Where models are kept
 ):
     "Download a checkpoint; every byte is hashed against what the Hub published."
     from whisper_nb.hub import download
-    return download(model, revision=revision, allow_pickle=allow_pickle, models_dir=models_dir)
+    return download(model, revision=revision, allow_pickle=allow_pickle, fresh=fresh, models_dir=models_dir)
 
 @command('path')
 def verify(
@@ -94,10 +95,11 @@ def verify(
 def convert(
     directory:str, # A model in Transformers format
     quantization:str='float16', # Type the weights are stored in
+    fresh:bool=False, # Make it anew; what is there stays until the new one is verified
 ):
     "Convert a model to CTranslate2, into the directory beside it."
     from whisper_nb.convert import convert
-    return convert(directory, quantization=quantization)
+    return convert(directory, quantization=quantization, fresh=fresh)
 
 @command('directory')
 def test(

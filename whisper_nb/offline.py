@@ -7,7 +7,7 @@ __all__ = ['GUARDS', 'Guard', 'pick_guard', 'copy_elsewhere', 'memory_available'
            'OfflineResult', 'offline_test']
 
 # %% ../nbs/api/10_offline.ipynb #8a6a2fe8
-import json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading
+import json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,7 +107,8 @@ def _environment(
     kept = {name: value for name, value in os.environ.items() if _KEPT.fullmatch(name)}
     empty = {name: str(home) for name in ('HOME', 'HF_HOME', 'XDG_CACHE_HOME', 'XDG_CONFIG_HOME', 'XDG_DATA_HOME', 'TORCH_HOME', 'TMPDIR')}
     offline = {name: '1' for name in ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE', 'HF_DATASETS_OFFLINE', 'HF_HUB_DISABLE_TELEMETRY')}
-    return kept | empty | offline | {'PYTHONIOENCODING': 'utf-8'}
+    compiled = {'CUDA_CACHE_PATH': str(Path.home()/'.nv'/'ComputeCache')}
+    return compiled | kept | empty | offline | {'PYTHONIOENCODING': 'utf-8'}
 
 # %% ../nbs/api/10_offline.ipynb #15ecffff
 def _lock(directory:Path, wait:bool)->int|None: # An open descriptor, to be closed; None when another holds the lock
@@ -131,6 +132,20 @@ def _clear_leftovers(
             os.close(descriptor)
 
 # %% ../nbs/api/10_offline.ipynb #c0ad6477
+def _new_directory(place:Path, prefix:str)->Path:
+    "Make a directory of our own in `place`, which another run may be removing because it is empty."
+    for _ in range(100):
+        place.mkdir(exist_ok=True)
+        try: return Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+        except FileNotFoundError: pass
+    raise StepError(f"no directory can be made in '{place}'", 'check its permissions and run again')
+
+def _remove_if_empty(directory:Path):
+    "Remove a directory unless another run uses it."
+    try: directory.rmdir()
+    except OSError: pass
+
+# %% ../nbs/api/10_offline.ipynb #36dc8d7d
 @contextmanager
 def copy_elsewhere(
     path:Path, # A model's directory
@@ -140,10 +155,9 @@ def copy_elsewhere(
     beside, prefix = path.parent/'.staging', f'offline-{path.name}-'
     writable = os.access(beside if beside.is_dir() else path.parent, os.W_OK)
     place = beside if writable else Path(tempfile.gettempdir())
-    place.mkdir(exist_ok=True)
     _clear_leftovers(place, prefix)
     if not writable: require_space(place, sum(file.stat().st_size for file in path.rglob('*')), 'a copy for the offline test')
-    directory = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+    directory = _new_directory(place, prefix)
     descriptor = _lock(directory, wait=True)
     try:
         link_or_copy_tree(path, directory/path.name)
@@ -151,7 +165,7 @@ def copy_elsewhere(
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         os.close(descriptor)
-        if writable and not any(beside.iterdir()): beside.rmdir()
+        if writable: _remove_if_empty(beside)
 
 # %% ../nbs/api/10_offline.ipynb #fe1ac5a3
 def _number(path:Path)->int|None:
@@ -283,7 +297,7 @@ def _child(job:dict, attempts:list):
     try: answer = _answer(job, attempts)
     except BaseException as error:
         problem = explain(error)
-        answer = dict(error=type(error).__name__, what=problem.what, advice=problem.advice)
+        answer = dict(error=type(error).__name__, what=problem.what, advice=problem.advice, traceback=traceback.format_exc())
     Path(job['answer']).write_text(json.dumps({**answer, 'attempts': attempts}), encoding='utf-8')
 
 # %% ../nbs/api/10_offline.ipynb #cf3b2061
@@ -332,7 +346,8 @@ def _raise_problem(answer:dict, copy:Path, path:Path):
     "Raise what the child reported, about the model and not about its copy."
     texts = [answer[part].replace(str(copy), str(path)) for part in ('what', 'advice')]
     if answer['attempts']: texts = [f"'{path.name}' needs the network: loading it wanted {answer['attempts'][0]}", f'see what it lacks: whisper-nb verify {path}']
-    raise {'RequestError': RequestError, 'StepError': StepError}.get(answer['error'], CheckError)(*texts)
+    kind = {'RequestError': RequestError, 'StepError': StepError}.get(answer['error'], CheckError)
+    raise kind(*texts) from RuntimeError('in the child:\n' + answer['traceback'])
 
 # %% ../nbs/api/10_offline.ipynb #6063b1cf
 def _plain(text:str)->str:
