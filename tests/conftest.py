@@ -1,5 +1,6 @@
 """What all tests share: no network but loopback, no bars in the logs, nothing written to the checkout."""
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,3 +29,20 @@ def whisper_nb():
         return subprocess.run([str(COMMAND), *map(str, words)], capture_output=True, text=True, env={**os.environ, **environment})
     return run
 
+
+
+@pytest.fixture(scope='session')
+def tiny(tmp_path_factory):
+    "A random Whisper in both formats, by backend."
+    from checkpoints import make_checkpoint
+    from whisper_nb.convert import convert
+    source = make_checkpoint(tmp_path_factory.mktemp('models') / 'tiny')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TQDM_DISABLE', '1')
+        return {'transformers': source, 'faster-whisper': convert(source, 'float32').path}
+
+
+@pytest.fixture
+def copied(tiny, tmp_path):
+    "A copy of one of them that a test may harm."
+    return lambda backend: shutil.copytree(tiny[backend], tmp_path / 'models' / tiny[backend].name)

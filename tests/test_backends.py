@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # tests share the cores; before torch is imported
 from checkpoints import edit, make_checkpoint
 
 from whisper_nb import backends
@@ -18,21 +17,6 @@ from whisper_nb.backends import BACKENDS, load, model_format, pick_backend
 from whisper_nb.convert import convert
 from whisper_nb.errors import CheckError, RequestError, StepError
 from whisper_nb.models import DEMO_DIR
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    "A random Whisper in both formats, by backend."
-    source = make_checkpoint(tmp_path_factory.mktemp('models')/'tiny')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('TQDM_DISABLE', '1')
-        return {'transformers': source, 'faster-whisper': convert(source, 'float32').path}
-
-
-@pytest.fixture
-def copied(tiny, tmp_path):
-    "A copy of one of them that a test may harm."
-    return lambda backend: shutil.copytree(tiny[backend], tmp_path/'models'/tiny[backend].name)
 
 
 @pytest.fixture

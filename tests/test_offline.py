@@ -13,7 +13,6 @@ from time import monotonic
 
 import pytest
 
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # tests share the cores; before torch is imported
 from checkpoints import make_checkpoint, seal
 
 from whisper_nb import offline
@@ -25,21 +24,6 @@ from whisper_nb.offline import GUARDS, Guard, copy_elsewhere, memory_needed, off
 
 HOOK_ONLY = Guard('')
 SYSTEM_GUARDS = [guard for guard in GUARDS if guard.works()]
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    "A random Whisper in both formats, by backend."
-    source = make_checkpoint(tmp_path_factory.mktemp('models')/'tiny')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('TQDM_DISABLE', '1')
-        return {'transformers': source, 'faster-whisper': convert(source, 'float32').path}
-
-
-@pytest.fixture
-def copied(tiny, tmp_path):
-    "A copy of one of them that a test may harm."
-    return lambda backend: shutil.copytree(tiny[backend], tmp_path/'models'/tiny[backend].name)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ __all__ = ['BACKENDS', 'Word', 'Segment', 'Transcript', 'Options', 'Backend', 'm
            'LoadedModel', 'load']
 
 # %% ../nbs/api/09_backends.ipynb #ed51aeae
-import json, logging, os, re, warnings
+import json, logging, os, re
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from typing import Any
 from fastcore.basics import patch
 from .audio import SAMPLING_RATE, load_audio
 from .errors import CheckError, RequestError, StepError, WhisperNbError
+from .report import quiet_transformers
 from .verify import compute_types, torch_devices
 
 # %% ../nbs/api/09_backends.ipynb #1e3c9595
@@ -131,21 +132,6 @@ class _TransformersEngine:
     model: Any # WhisperForConditionalGeneration
     processor: Any # Feature extractor and tokenizer
 
-# %% ../nbs/api/09_backends.ipynb #df19ba15
-@contextmanager
-def _quiet_transformers():
-    "Show transformers' errors only, and no bars."
-    from transformers.utils import logging as log
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error(); log.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        log.set_verbosity(level)
-        if bars: log.enable_progress_bar()
-
 # %% ../nbs/api/09_backends.ipynb #6147dfb7
 def _open_transformers(path, device, compute_type, threads):
     "Load a Transformers model."
@@ -153,7 +139,7 @@ def _open_transformers(path, device, compute_type, threads):
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
     if threads: torch.set_num_threads(threads) # for the whole process: torch knows no other way
     if compute_type in ('default', 'auto'): compute_type = 'float32' if device == 'cpu' else 'float16'
-    with _quiet_transformers():
+    with quiet_transformers():
         processor = WhisperProcessor.from_pretrained(str(path), local_files_only=True)
         model = WhisperForConditionalGeneration.from_pretrained(str(path), local_files_only=True, dtype=getattr(torch, compute_type))
         return _TransformersEngine(model.to(device).eval(), processor), compute_type
@@ -203,7 +189,7 @@ def _decode_transformers(engine, samples, options):
     import torch
     from dataclasses import replace
     tokenizer, multilingual = engine.processor.tokenizer, bool(getattr(engine.model.generation_config, 'is_multilingual', False))
-    with _quiet_transformers(), torch.inference_mode():
+    with quiet_transformers(), torch.inference_mode():
         features, mask = _features(engine, samples)
         language = options.language or (_detect_language(engine, features) if multilingual else 'en')
         found = _generate(engine, features, mask, replace(options, language=language), multilingual)

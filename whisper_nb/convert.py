@@ -19,27 +19,10 @@ from .files import (MANIFEST_NAME, Manifest, build_manifest, clear_staging, huma
 from .formats import read_json
 from .layout import TIMESTAMPS, config_dimensions, read_tokens, special_tokens
 from .models import CHECKPOINTS, QUANTIZATIONS, converted_dirname
-from .report import progress
+from .report import progress, quiet_transformers
 from .verify import Verification, VerifyError, read_features, require_verified, verify
 
 # %% ../nbs/api/06_convert.ipynb #965b1cdc
-@contextmanager
-def _quiet():
-    "Keep the warnings and progress bars of transformers off the terminal."
-    import warnings
-    from transformers.utils import logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars: logging.enable_progress_bar()
-
-# %% ../nbs/api/06_convert.ipynb #44475a59
 class _Tokens:
     "Stands in for the tokenizer: the converter only asks for its vocabulary."
     def __init__(self, tokens:tuple): self.tokens = tokens
@@ -65,7 +48,7 @@ def write_weights(
 ):
     "Write model.bin, and the converter's own config.json and vocabulary.json, into `target`."
     try:
-        with _quiet():
+        with quiet_transformers():
             stage('load weights')
             _converter(source, quantization, read_tokens(source), stage).convert(str(target), quantization=quantization)
     except (MemoryError, WhisperNbError): raise

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ICONS', 'Step', 'Outcome', 'run_step', 'Report', 'environment', 'utc_now', 'report_table', 'report_page',
-           'save_report', 'in_notebook', 'progress', 'Live']
+           'save_report', 'in_notebook', 'progress', 'quiet_transformers', 'Live']
 
 # %% ../nbs/api/02_report.ipynb #2721ba3d
-import io, json, os, platform, sys
+import io, json, os, platform, sys, warnings
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from html import escape
@@ -168,6 +169,7 @@ def _line_progress(pause:float=5):
     from tqdm.std import tqdm
     class Lines(tqdm):
         start_t, delay, next_line = float('inf'), 0, None # until tqdm sets them
+        monitor_interval = 0 # no thread that redraws bars
         def display(self, msg=None, pos=None):
             if msg == '' or self._time() < (self.next_line or self.start_t + self.delay): return
             self.next_line = self._time() + pause
@@ -195,6 +197,22 @@ def progress(
         from tqdm.std import tqdm
         return tqdm(**options, dynamic_ncols=True)
     return _line_progress()(**options, ncols=80, file=io.StringIO())
+
+# %% ../nbs/api/02_report.ipynb #5d5440d4
+@contextmanager
+def quiet_transformers():
+    "Show the errors of transformers only, and no bars."
+    from transformers.utils import logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars: logging.enable_progress_bar()
 
 # %% ../nbs/api/02_report.ipynb #3ee72eda
 class Live:
