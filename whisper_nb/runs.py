@@ -80,7 +80,7 @@ def run_notebook(
     stamp = datetime.now(timezone.utc).strftime('%Y%m%dT%H%M%SZ')
     output = Path(outputs_dir)/f"{'-'.join(filter(None, (Path(notebook).stem, model.strip('._'), stamp)))}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
-    try: papermill.execute_notebook(str(notebook), str(output), values, progress_bar=False, stdout_file=None)
+    try: papermill.execute_notebook(str(notebook), str(output), values, progress_bar=True)
     except Exception as error: raise _failure(error, output) from None
     finally:
         if output.is_file(): _render(output)
