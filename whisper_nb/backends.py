@@ -298,11 +298,11 @@ def load(
     threads:int = 0, # CPU threads; 0: the library's own choice
 )->LoadedModel:
     "Load a model from its directory. Never uses the network."
+    _share_cores() # before the first import of torch or ctranslate2
     chosen, path = pick_backend(path, backend), Path(path)
     if missing := chosen.missing_files(path):
         raise CheckError(f"'{path.name}' lacks {', '.join(missing)}: {chosen.name} cannot load it offline", f'prepare or restore the model again, or see what else it lacks: whisper-nb verify {path}')
     device, start = pick_device(chosen, device, compute_type), perf_counter()
-    _share_cores()
     with _explained('load', chosen, path):
         engine, compute_type = chosen.open(path, device, compute_type, threads)
         languages = chosen.languages(engine)
