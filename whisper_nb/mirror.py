@@ -227,8 +227,8 @@ def _listen(host:str, port:int):
     if not _is_loopback(host): _log.warning('listening on %s: everyone who can reach this machine can read the models', host)
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
     try: listener = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise StepError(f'cannot listen on {host}:{port} ({error.strerror})', 'choose another address or port: --host, --port') from error
+    except (OSError, OverflowError) as error:
+        raise StepError(f"cannot listen on {host}:{port} ({getattr(error, 'strerror', None) or error})", 'choose another address or port: --host, --port') from error
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1) # else each small file waits 40 ms for an acknowledgement
     return listener
 

@@ -94,7 +94,7 @@ def _prove_denial(
 )->tuple[str, ...]: # Names of what refused
     "Make sure that the network is denied, by trying to use it."
     if not _refused_by_python(port) or (guard and not _refused_by_system(port)):
-        raise StepError('the network could not be denied, so the test would prove nothing', 'please report this with the output of whisper-nb doctor')
+        raise StepError('the network could not be denied, so the test would prove nothing', 'please report this, with the system and its version')
     return ('audit hook', guard) if guard else ('audit hook',)
 
 # %% ../nbs/api/10_offline.ipynb #089c3a57

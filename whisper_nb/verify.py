@@ -442,7 +442,7 @@ def _run(model:_Model, name:str, function, parts:tuple)->Check:
 def _existing(path:str|Path)->Path:
     "The directory, or a `RequestError` that says what is wrong with the path."
     if not Path(path).exists(): raise RequestError(f"nothing is at '{path}'", 'check the path, or make the model: whisper-nb prepare MODEL')
-    if not Path(path).is_dir(): raise RequestError(f"'{path}' is no directory", 'name the directory that holds the model; for an archive: whisper-nb restore ARCHIVE')
+    if not Path(path).is_dir(): raise RequestError(f"'{path}' is no directory", 'name the directory that holds the model; for an archive: whisper-nb unpack ARCHIVE')
     return Path(path)
 
 def _parameters(model:_Model)->int|None:
