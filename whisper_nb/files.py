@@ -9,7 +9,7 @@ __all__ = ['CHUNK', 'MANIFEST_NAME', 'human_bytes', 'hash_file', 'git_blob_sha1'
            'free_bytes', 'require_space', 'require_writable']
 
 # %% ../nbs/api/01_files.ipynb #3cb9902f
-import ctypes, hashlib, json, os, re, shutil, stat
+import ctypes, hashlib, json, logging, os, re, shutil, stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -200,6 +200,8 @@ def write_atomic(
     sync(path.parent)
 
 # %% ../nbs/api/01_files.ipynb #583e23d1
+_log = logging.getLogger(__name__)
+
 def staging_path(
     final:Path, # The directory's final name
 )->Path: # Where it is built
@@ -217,14 +219,20 @@ def locked(
     final:Path, # The directory's final name
     timeout:float = -1, # Seconds to wait for another run; -1: as long as it takes
 ):
-    "Hold the lock on one directory's name."
+    "Hold the lock on one directory's name; says so when it has to wait for another run."
     from filelock import FileLock, Timeout
     path = Path(final).parent/'.locks'/f'{Path(final).name}.lock'
     path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
     try:
-        with FileLock(path, timeout=timeout): yield
+        try: lock.acquire(timeout=0)
+        except Timeout:
+            if timeout: _log.warning("waiting for another run that works on '%s'", Path(final).name)
+            lock.acquire(timeout=timeout)
     except Timeout:
         raise StepError(f"another run is working on '{Path(final).name}'", 'wait for it to end, then run again') from None
+    try: yield
+    finally: lock.release()
 
 # %% ../nbs/api/01_files.ipynb #dfcf67aa
 _NO_SYNC = (22, 95) # EINVAL, ENOTSUP: file systems on which a directory cannot be synced

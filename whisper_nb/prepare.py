@@ -127,7 +127,7 @@ def _work(job:_Job, source:Source, live:Live)->dict: # As from `_run_steps`
     "Run the steps in place or, when starting over, beside the old model."
     models_dir, outputs_dir = Path(job.models_dir), Path(job.outputs_dir)
     places = [each/'.fresh'/source.dirname for each in (models_dir, outputs_dir)]
-    with locked(models_dir/f'{source.dirname}.fresh'):
+    with locked(models_dir/f'{source.dirname} (prepare)'):
         _remove(places) # what a killed run may have left
         if not job.fresh: return _run_steps(job, models_dir, outputs_dir, live)
         try:
