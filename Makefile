@@ -43,5 +43,5 @@ notebooks: $(READY) ## After editing notebooks: export, clean, README
 lab: $(READY)    ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
-clean:           ## Remove what the run targets wrote; models/ and outputs/ stay
+clean:           ## Remove .venv and build leftovers; models/ and outputs/ stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache

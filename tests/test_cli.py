@@ -132,13 +132,13 @@ def test_read_only_outputs(tmp_path, whisper_nb):
 
 
 def test_disk_full(tmp_path, whisper_nb):
-    "A real full disk: models/ on a file system of two megabytes."
+    "models/ on a file system of two megabytes: said before the work starts."
     (tmp_path / 'models').mkdir()
     wrap = ['unshare', '--user', '--mount', '--map-root-user', 'sh', '-c', 'mount -t tmpfs -o size=2m none models && "$@"; code=$?; ls -A models > listing; exit $code', 'sh']
     if subprocess.run([*wrap, 'true'], capture_output=True).returncode: pytest.skip('this system allows no mounts')
     from conftest import COMMAND
     what, advice = two_lines(subprocess.run([*wrap, COMMAND, 'prepare', 'demo'], capture_output=True, text=True), 1)
-    assert 'on the disk' in what and 'free' in advice
+    assert 'are free' in what and 'free' in advice
     assert not [name for name in (tmp_path / 'listing').read_text().split() if not name.startswith('.')]
 
 
@@ -159,6 +159,18 @@ def test_not_audio(tmp_path, whisper_nb):
     (tmp_path / 'text.wav').write_text('no sound in here')
     what, _ = two_lines(whisper_nb('transcribe', 'text.wav', '--model', DEMO_DIR), 1)
     assert 'text.wav' in what
+
+
+def test_interrupted(whisper_nb, tmp_path):
+    "Ctrl-C: the two lines, and the next run goes on."
+    import signal
+    from conftest import COMMAND
+    run = subprocess.Popen([COMMAND, 'prepare', 'demo'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(2)
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate()
+    assert run.returncode == 1 and 'Traceback' not in errors
+    assert errors.splitlines()[-2:] == ['❌ stopped', '→ run the same command again: finished steps are kept']
 
 
 def test_debug_shows_the_traceback(whisper_nb):

@@ -249,14 +249,21 @@ def test_sharded(tmp_path):
     assert sum('-of-00003' in name for name in result.files) == 3
 
 def test_safetensors_and_never_pickle(tmp_path):
+    import torch
+    from safetensors.torch import load_file
     model = make_checkpoint(tmp_path/'both')
     for extra in ('pytorch_model.bin', 'flax_model.msgpack', 'tf_model.h5', 'model.fp32-00001-of-00002.safetensors', 'training_args.bin'): (model/extra).write_bytes(b'x')
     with faulty_hub({NAME: model}) as (endpoint, faults):
         options = dict(models_dir=tmp_path/'models', endpoint=endpoint, token=False, waits=QUICK)
         assert 'pytorch_model.bin' not in download(NAME, allow_pickle=True, **options).files
+        tensors = load_file(model/WEIGHTS)
+        torch.save(tensors, model/'pytorch_model.bin')
         (model/WEIGHTS).rename(model/'model.msgpack')
         with pytest.raises(RequestError, match='only as pickle'): download(NAME, revision='main', **options)
-        assert 'pytorch_model.bin' in download(NAME, revision='main', allow_pickle=True, **options).files
+        allowed = download(NAME, revision='main', allow_pickle=True, **options)
+        assert 'pytorch_model.bin' not in allowed.files and WEIGHTS in allowed.files # rewritten, so that nothing later meets a pickle
+        again = load_file(allowed.path/WEIGHTS)
+        assert again.keys() == tensors.keys() and all(torch.equal(again[name], tensors[name]) for name in tensors)
 
 @pytest.mark.parametrize('config', [dict(model_type='bert'), dict(), []])
 def test_not_whisper_is_noticed_before_the_weights(tmp_path, config):

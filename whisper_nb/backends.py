@@ -265,9 +265,9 @@ def _explained(
     except Exception as error:
         reason = ' '.join(str(error).split())[:300] or type(error).__name__
         if 'out of memory' in reason.lower() or 'alloc' in reason.lower():
-            raise StepError(f"not enough memory to {doing} '{path.name}'", 'close other programs, or use a smaller model, a smaller quantization (int8) or --device cpu') from error
+            raise StepError(f"not enough memory to {doing} '{path.name}'", 'close other programs, or use a smaller model, a smaller quantization (int8), or run it on the CPU') from error
         if re.search(r'lib(cu|nv)\w+\.so', reason):
-            raise StepError(f"{backend.name} lacks a CUDA library: {reason}", 'install it (pip install nvidia-cublas-cu12 nvidia-cudnn-cu12) where the system looks for libraries, or use --device cpu') from error
+            raise StepError(f"{backend.name} lacks a CUDA library: {reason}", 'install it (pip install nvidia-cublas-cu12 nvidia-cudnn-cu12) where the system looks for libraries, or run it on the CPU') from error
         raise CheckError(f"{backend.name} could not {doing} '{path.name}': {reason}", f'say what is wrong with it: whisper-nb verify {path}') from error
 
 # %% ../nbs/api/09_backends.ipynb #2b9b8efb

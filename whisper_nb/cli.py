@@ -10,6 +10,7 @@ __all__ = ['app', 'options_of', 'command', 'download', 'verify', 'convert', 'tes
 import inspect, json, os, sys
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Annotated, Optional, get_type_hints
 
 import typer
@@ -58,11 +59,12 @@ app = typer.Typer(name='whisper-nb', no_args_is_help=True, pretty_exceptions_ena
 
 def command(
     *arguments:str, # Names of positional parameters
+    data:bool = True, # Does it return something to show?
 ):
     "Make a command of the decorated function; what it returns is shown."
     def register(function:Callable):
-        def run(*, as_json:bool, **options): _show(function(**options), as_json)
-        run.__signature__ = inspect.Signature([*options_of(function, *arguments), _JSON])
+        def run(*, as_json:bool=False, **options): _show(function(**options), as_json)
+        run.__signature__ = inspect.Signature([*options_of(function, *arguments), *[_JSON]*data])
         app.command(function.__name__, help=function.__doc__)(run)
         return function
     return register
@@ -144,10 +146,11 @@ def transcribe(
 ):
     "Write down what is said in recordings, offline."
     from whisper_nb.backends import load
+    if missing := [each for each in audio if not Path(each).is_file()]: raise RequestError(f"there is no file '{missing[0]}'", 'check the path')
     loaded = load(model, backend=backend, device=device, compute_type=compute_type)
     return [loaded.transcribe(each, language=language, beam_size=beam_size) for each in audio]
 
-@command()
+@command(data=False)
 def mirror(
     models_dir:str='models', # The models to serve
     host:str='127.0.0.1', # Address to listen on; 0.0.0.0: every network this machine is in
@@ -183,10 +186,12 @@ def main(
     except TyperException as error:
         error.show()
         code = error.exit_code
-    except BrokenPipeError: code = 0 # the reader, `head` say, has what it wanted
-    except (Exception, KeyboardInterrupt) as error:
+    except Exception as error:
         if os.environ.get('WHISPER_NB_DEBUG'): raise
         problem = explain(error)
         print(f'❌ {problem}', file=sys.stderr)
         code = problem.exit_code
+    if code == 130: # typer's way to say Ctrl-C
+        print(f'❌ {explain(KeyboardInterrupt())}', file=sys.stderr)
+        code = 1
     sys.exit(code or 0)

@@ -14,7 +14,7 @@ from pathlib import Path
 from time import perf_counter
 
 from .errors import CheckError, RequestError, StepError, WhisperNbError
-from .files import (MANIFEST_NAME, Manifest, build_manifest, clear_staging, human_bytes, list_files, locked, publish_directory, read_manifest, require_space,
+from .files import (MANIFEST_NAME, Manifest, build_manifest, clear_staging, human_bytes, list_files, locked, publish_directory, read_manifest, require_replaceable, require_space,
     staging_path, tool_versions, write_atomic)
 from .formats import read_json
 from .layout import TIMESTAMPS, config_dimensions, read_tokens, special_tokens
@@ -172,9 +172,7 @@ def _check_request(source:Path, quantization:str, destination:Path):
     "Refuse what cannot be meant."
     if quantization not in QUANTIZATIONS: raise RequestError(f"'{quantization}' is no quantization", f"choose one of: {', '.join(QUANTIZATIONS)}")
     if (source/'model.bin').is_file(): raise RequestError(f"'{source.name}' is already a CTranslate2 model", 'give the Transformers model it was made from, or use it as it is')
-    if destination.exists() and not destination.is_dir(): raise RequestError(f"'{destination}' is in the way: it is no directory", 'move it away, or choose another --models-dir')
-    if destination.is_dir() and any(destination.iterdir()) and not (destination/MANIFEST_NAME).is_file():
-        raise RequestError(f"'{destination}' holds something whisper_nb did not make", 'move it away, or choose another --models-dir')
+    require_replaceable(destination)
 
 def _source_manifest(source:Path)->Manifest:
     "The source's manifest; made on the spot for a directory that has none."

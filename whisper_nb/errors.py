@@ -87,8 +87,8 @@ EXPLANATIONS = (
 
 # %% ../nbs/api/00_errors.ipynb #c5f2fb26
 EXPLANATIONS += (
-    Explanation('OSError', 'no space left on the disk{file}', 'free some space, or choose another disk with --models-dir and --outputs-dir, and run again', number=(errno.ENOSPC, errno.EDQUOT)),
-    Explanation('OSError', 'not allowed to write or read{file}', 'check the permissions and the owner, or choose another directory with --models-dir and --outputs-dir', number=(errno.EACCES, errno.EPERM, errno.EROFS)),
+    Explanation('OSError', 'no space left on the disk{file}', 'free some space, or choose another disk, and run again', number=(errno.ENOSPC, errno.EDQUOT)),
+    Explanation('OSError', 'not allowed to write or read{file}', 'check the permissions and the owner, or choose another directory', number=(errno.EACCES, errno.EPERM, errno.EROFS)),
     Explanation('FileNotFoundError', 'nothing is there{file}', 'check the path', 2),
     Explanation('NotADirectoryError', 'a directory is needed, this is none{file}', 'check the path', 2),
     Explanation('IsADirectoryError', 'a file is needed, this is a directory{file}', 'check the path', 2),

@@ -6,7 +6,7 @@
 __all__ = ['CHUNK', 'MANIFEST_NAME', 'human_bytes', 'hash_file', 'git_blob_sha1', 'hash_files', 'list_files', 'FileRecord',
            'Manifest', 'is_safe_name', 'parse_manifest', 'read_manifest', 'tool_versions', 'build_manifest', 'sync',
            'write_atomic', 'staging_path', 'clear_staging', 'locked', 'publish_directory', 'link_or_copy_tree',
-           'free_bytes', 'require_space', 'require_writable']
+           'free_bytes', 'require_space', 'require_writable', 'require_replaceable']
 
 # %% ../nbs/api/01_files.ipynb #3cb9902f
 import ctypes, hashlib, json, logging, os, re, shutil, stat
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .errors import CheckError, StepError
+from .errors import CheckError, RequestError, StepError
 
 # %% ../nbs/api/01_files.ipynb #7aac0494
 def human_bytes(
@@ -296,7 +296,7 @@ def require_space(
     "Raise `StepError` before the work starts when the disk has too little space for it."
     if (free := free_bytes(path)) < needed:
         raise StepError(f'{what} needs {human_bytes(needed)} on the disk, {human_bytes(free)} are free',
-            f'free {human_bytes(needed - free)} there, or choose another disk with --models-dir and --outputs-dir')
+            f'free {human_bytes(needed - free)} there, or choose another disk')
 
 def require_writable(
     directory:Path, # Made when it is not there
@@ -310,3 +310,11 @@ def require_writable(
         probe.unlink()
     except OSError as error:
         raise StepError(f"cannot write to '{directory}': {error.strerror}", f'check its permissions, or choose another directory with {option}') from None
+
+def require_replaceable(
+    final:Path, # The name a model is about to get
+):
+    "Raise `RequestError` when something is there that is not a prepared model: nobody's own files are replaced."
+    final = Path(final)
+    if final.is_symlink() or (final.exists() and not (final/MANIFEST_NAME).is_file() and not (final.is_dir() and not any(final.iterdir()))):
+        raise RequestError(f"'{final.name}' is already there and is not a prepared model", 'move it away, or choose another directory')

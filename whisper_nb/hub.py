@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONFIG', 'SMALL_FILES', 'TIMEOUT', 'WAITS', 'LONGEST_WAIT', 'choose_files', 'refuse_foreign', 'check_config',
            'partial_path', 'Incoming', 'LocalOrigin', 'local_origin', 'HubOrigin', 'ask_hub', 'retry_after',
-           'patiently', 'fetch_file', 'fetch_files', 'Download', 'damaged_files', 'download']
+           'patiently', 'fetch_file', 'fetch_files', 'Download', 'damaged_files', 'rewrite_pickled', 'download']
 
 # %% ../nbs/api/04_hub.ipynb #027d07d8
 import hashlib, json, logging, os, re, shutil
@@ -358,7 +358,7 @@ def _complete(origin, incoming:Incoming, tally:_Tally, waits:tuple):
     "Ask until all of a file is there."
     import httpx2
     if incoming.size == incoming.file.size: return
-    try: patiently(lambda: _receive(origin, incoming, tally), waits, lambda: tally.fetched, stop=tally.stop)
+    try: patiently(lambda: _receive(origin, incoming, tally), waits, lambda: incoming.size, stop=tally.stop)
     except (httpx2.TransportError, _Short) as error:
         raise StepError(f"the connection was lost at {human_bytes(incoming.size)} of {human_bytes(incoming.file.size)} of '{incoming.file.path}'",
             'run the same command again: what has arrived is kept') from error
@@ -495,7 +495,24 @@ def _clearer(error:Exception, repo_id:str, revision:str|None, endpoint:str)->Exc
             'check the network, the proxy and HF_ENDPOINT, or use a mirror (HF_ENDPOINT=http://…:8090); `whisper-nb prepare demo` needs no network')
     return _no_hub(endpoint) if {'InvalidURL', 'TooManyRedirects', 'DecodingError'} & set(kinds) else error
 
-# %% ../nbs/api/04_hub.ipynb #28dbf668
+# %% ../nbs/api/04_hub.ipynb #03debbc0
+def rewrite_pickled(
+    staging:Path, # Directory being built
+    names:list[str], # The pickled files, and their index if there are several
+):
+    "Put safetensors in the place of pickled weights."
+    import torch
+    from huggingface_hub import save_torch_state_dict
+    weights = {}
+    try:
+        for name in names:
+            if name.endswith('.bin'): weights |= torch.load(staging/name, map_location='cpu', weights_only=True)
+    except Exception as error:
+        raise CheckError(f"'{name}' holds more than tensors, or is damaged ({type(error).__name__})", 'choose another checkpoint: one with safetensors, or from another source') from None
+    save_torch_state_dict(weights, staging)
+    for name in names: (staging/name).unlink()
+
+# %% ../nbs/api/04_hub.ipynb #954c6ae2
 def _bring(origin, final:Path, allow_pickle:bool, waits:tuple)->Download:
     "Fetch, check, write the manifest, publish."
     staging = staging_path(final)
@@ -513,7 +530,8 @@ def _bring(origin, final:Path, allow_pickle:bool, waits:tuple)->Download:
     _sweep(staging, files)
     fetched += fetch_files(origin, files, staging, waits)
     known = {file.path: file.sha256 for file in files if file.sha256}
-    manifest = build_manifest(staging, final.name, 'transformers', origin.source, tools=('huggingface-hub',), known=known)
+    if pickled := [file.path for file in files if file.path.startswith('pytorch_model')]: rewrite_pickled(staging, pickled)
+    manifest = build_manifest(staging, final.name, 'transformers', origin.source, tools=('huggingface-hub',), known={name: digest for name, digest in known.items() if (staging/name).exists()})
     write_atomic(staging/MANIFEST_NAME, manifest.to_json())
     publish_directory(staging, final)
     return _result(final, manifest, fetched)

@@ -275,6 +275,8 @@ def serve(
     if not Path(models_dir).is_dir(): raise RequestError(f"there is no directory '{models_dir}'", 'prepare a model first: whisper-nb prepare demo')
     with _listen(host, port) as listener:
         count = len(Shelf(models_dir).directories())
-        print(f"{count} model{'s' * (count != 1)} at {_endpoint(listener)}; clients: export HF_ENDPOINT={_endpoint(listener)}", file=sys.stderr, flush=True)
+        everywhere = host in ('0.0.0.0', '::')
+        address = f'http://{socket.gethostname()}:{listener.getsockname()[1]}' if everywhere else _endpoint(listener)
+        print(f"{count} model{'s' * (count != 1)} at {_endpoint(listener)}; clients: export HF_ENDPOINT={address}", file=sys.stderr, flush=True)
         try: _server(app(models_dir)).run(sockets=[listener])
         except KeyboardInterrupt: pass

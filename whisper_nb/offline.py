@@ -10,7 +10,7 @@ __all__ = ['GUARDS', 'Guard', 'pick_guard', 'copy_elsewhere', 'memory_available'
 import json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
 
@@ -256,7 +256,7 @@ def require_memory(
     "Raise `StepError` before the work starts when the memory is too small for it."
     if available < needed:
         raise StepError(f'{what} needs about {human_bytes(needed)} of memory, {human_bytes(available)} are available',
-            'close other programs, or use a smaller quantization (--quantization int8) or a smaller model; --skip-test leaves this step out')
+            'close other programs, or use a smaller quantization (int8) or a smaller model')
 
 # %% ../nbs/api/10_offline.ipynb #6f979b94
 _CHILD = '''
@@ -332,15 +332,16 @@ def _run(job:dict, guard:Guard, home:Path, timeout:float)->int|None: # Exit stat
     return None if status == -signal.SIGKILL and monotonic() - start >= timeout else status
 
 # %% ../nbs/api/10_offline.ipynb #44250f38
-def _death(status:int|None, home:Path, name:str, needed:int, timeout:float)->StepError:
+def _death(status:int|None, home:Path, path:Path, needed:int, timeout:float)->StepError:
     "The error for a child that ended without an answer."
+    name = path.name
     if status is None: return StepError(f"the offline test of '{name}' took longer than {timeout:.0f} s and was stopped", 'close other programs, or use a smaller model or quantization')
     if status == -signal.SIGKILL:
         return StepError(f"the offline test of '{name}' was killed by the system (SIGKILL), most likely because memory ran out; it needs about {human_bytes(needed)}",
-            'close other programs, or use a smaller quantization (--quantization int8) or a smaller model')
+            'close other programs, or use a smaller quantization (int8) or a smaller model')
     ended = f'by {signal.Signals(-status).name}' if status < 0 else f'with exit status {status}'
     words = ' '.join((home/'stderr').read_text(errors='replace').split())[-300:]
-    return StepError(f"the offline test of '{name}' ended {ended}" + (f': … {words}' if words else ''), f'see whether the model is intact: whisper-nb verify {name}')
+    return StepError(f"the offline test of '{name}' ended {ended}" + (f': … {words}' if words else ''), f'see whether the model is intact: whisper-nb verify {path}')
 
 def _raise_problem(answer:dict, copy:Path, path:Path):
     "Raise what the child reported, about the model and not about its copy."
@@ -392,6 +393,11 @@ def __repr__(self:OfflineResult):
         f'  network  denied by {" and ".join(self.denied_by)}')
 
 @patch
+def to_json(self:OfflineResult)->str:
+    "All of it for a program, with what follows from it."
+    return json.dumps({**asdict(self), 'ok': self.ok, 'problem': self.problem, 'rtfx': self.rtfx}, indent=1, ensure_ascii=False)
+
+@patch
 def require(self:OfflineResult)->OfflineResult:
     "The result itself; `CheckError` when the test failed."
     if self.ok: return self
@@ -429,7 +435,7 @@ def offline_test(
     with copy_elsewhere(path) as copy, tempfile.TemporaryDirectory() as folder, socket.create_server(('127.0.0.1', 0)) as server:
         home = Path(folder)
         status = _run(_job(copy, clip, home, chosen, device, compute_type, guard, server.getsockname()[1]), guard, home, timeout)
-        if not (home/'answer.json').is_file(): raise _death(status, home, path.name, needed, timeout)
+        if not (home/'answer.json').is_file(): raise _death(status, home, path, needed, timeout)
         answer = json.loads((home/'answer.json').read_text(encoding='utf-8'))
         if 'error' in answer: _raise_problem(answer, copy, path)
     measured = {name: tuple(value) if isinstance(value, list) else value for name, value in answer.items()}

@@ -6,18 +6,18 @@
 __all__ = ['STEPS', 'prepare']
 
 # %% ../nbs/api/15_prepare.ipynb #62ff3cd5
-import os, re, shutil
-from dataclasses import dataclass
+import hashlib, os, re, shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
 from .convert import convert
 from .errors import RequestError
-from .files import human_bytes, locked, publish_directory, require_writable
+from .files import human_bytes, locked, publish_directory, require_replaceable, require_writable
 from .hub import download
-from .models import DEFAULT_MODEL, QUANTIZATIONS, Source, resolve
+from .models import DEFAULT_MODEL, QUANTIZATIONS, Source, converted_dirname, resolve
 from .offline import offline_test
-from .pack import pack
+from .pack import SIDECARS, pack, sidecar
 from .parameters import check_arguments
 from .report import Live, Outcome, Report, Step, environment, run_step, save_report, utc_now
 from .verify import require_verified
@@ -49,13 +49,16 @@ def _compress(path:Path, outputs_dir:Path)->Outcome:
 def _test(path:Path)->Outcome:
     "Does it transcribe with the network denied?"
     found = offline_test(path).require()
-    figures = f'loaded in {found.load_seconds:.1f} s, RTFx {found.rtfx:.0f}, peak memory {human_bytes(found.peak_memory)}'
+    figures = f'loaded in {found.load_seconds:.1f} s, RTFx {found.rtfx:.1f}, peak memory {human_bytes(found.peak_memory)}'
     return Outcome(found, f'{found.backend} heard “{found.text}”; {figures}')
 
 def _show(path:Path)->str:
-    "A path as the reader would type it, under the name it has when all is done."
-    shown = os.path.relpath(path) if Path(path).resolve().is_relative_to(Path.cwd()) else str(path)
-    return re.sub(r'\.fresh/[^/]+/', '', shown)
+    "A path as the reader would type it."
+    return os.path.relpath(path) if Path(path).resolve().is_relative_to(Path.cwd()) else str(path)
+
+def _final_names(text:str)->str:
+    "Names of a run that starts over, as they are when all is done."
+    return re.sub(r'\.fresh/[^/]+/', '', text)
 
 # %% ../nbs/api/15_prepare.ipynb #e09a7392
 STEPS = ('download', 'verify', 'convert', 'compress', 'offline test') # In order
@@ -104,18 +107,27 @@ def _run_steps(job:_Job, models_dir:Path, outputs_dir:Path, live:Live)->dict: # 
     for name in STEPS:
         if name in job.skipped: step = Step(name, 'skipped', job.skipped[name])
         else: step, made[name] = run_step(name, work[name])
-        live.update(step)
+        live.update(replace(step, detail=_final_names(step.detail), advice=_final_names(step.advice)))
         if step.status == 'failed': break
     return made
 
 # %% ../nbs/api/15_prepare.ipynb #f41518d5
+def _fresh_places(models_dir:Path, outputs_dir:Path, dirname:str)->tuple[Path,Path]: # For models, for outputs
+    "Where a run that starts over builds, on the same disks; the second is this models directory's own."
+    mark = hashlib.sha256(str(models_dir.resolve()).encode()).hexdigest()[:8]
+    return models_dir/'.fresh'/dirname, outputs_dir/'.fresh'/f'{dirname}-{mark}'
+
 def _publish_fresh(job:_Job, models:Path, outputs:Path):
     "Give what a fresh run made its final names."
-    for model in [each for each in models.glob('[!.]*') if each.is_dir()]:
+    for model in models.glob('[!.]*'):
         with locked(Path(job.models_dir)/model.name): publish_directory(model, Path(job.models_dir)/model.name)
-    for file in sorted(outputs.glob('[!.]*')): os.replace(file, Path(job.outputs_dir)/file.name)
+    for archive in outputs.glob('*.tar.gz'):
+        final = Path(job.outputs_dir)/archive.name
+        with locked(final):
+            for algorithm in SIDECARS: sidecar(final, algorithm).unlink(missing_ok=True) # an archive has its own checksums or none
+            for file in sorted(outputs.glob(f'{archive.name}*')): os.replace(file, final.with_name(file.name))
 
-def _remove(places:list[Path]):
+def _remove(places:tuple):
     "Remove the directories of a run that started over."
     for place in places:
         shutil.rmtree(place, ignore_errors=True)
@@ -126,15 +138,17 @@ def _remove(places:list[Path]):
 def _work(job:_Job, source:Source, live:Live)->dict: # As from `_run_steps`
     "Run the steps in place or, when starting over, beside the old model."
     models_dir, outputs_dir = Path(job.models_dir), Path(job.outputs_dir)
-    places = [each/'.fresh'/source.dirname for each in (models_dir, outputs_dir)]
+    places = _fresh_places(models_dir, outputs_dir, source.dirname)
     with locked(models_dir/f'{source.dirname} (prepare)'):
-        _remove(places) # what a killed run may have left
-        if not job.fresh: return _run_steps(job, models_dir, outputs_dir, live)
-        try:
-            made = _run_steps(job, *places, live)
-            if not any(step.status == 'failed' for step in live.steps): _publish_fresh(job, *places)
-        finally: _remove(places)
-    return made
+        if not job.fresh:
+            _remove(places) # what a killed run may have left
+            return _run_steps(job, models_dir, outputs_dir, live)
+        for name in (source.dirname, converted_dirname(source.dirname, job.quantization)): require_replaceable(models_dir/name)
+        made = _run_steps(job, *places, live)
+        failed = [step.name for step in live.steps if step.status == 'failed']
+        if not failed: _publish_fresh(job, *places)
+        if failed != ['download']: _remove(places) # a download goes on where it stopped
+        return made if not failed else {}
 
 # %% ../nbs/api/15_prepare.ipynb #059b1b69
 _PROOF = ('backend', 'device', 'compute_type', 'text', 'load_seconds', 'transcribe_seconds', 'rtfx', 'peak_memory') # What the offline test found

@@ -14,6 +14,7 @@ from typing import Any, Optional
 from .errors import CheckError, RequestError, StepError, WhisperNbError
 from .files import write_atomic
 from .parameters import check_value, near_name, parse_value
+from .report import page_around
 
 # %% ../nbs/api/15_runs.ipynb #3608cccb
 _KINDS = {'bool': bool, 'str': str, 'int': int, 'float': float, 'Optional[str]': Optional[str]} # As written in a parameters cell → type
@@ -64,8 +65,8 @@ def _failure(error:Exception, output:Path)->WhisperNbError:
 def _render(notebook:Path)->Path:
     "The executed notebook as a page with everything in it."
     from nbconvert import HTMLExporter
-    page = HTMLExporter(embed_images=True).from_filename(str(notebook))[0]
-    write_atomic(notebook.with_suffix('.html'), page)
+    page = HTMLExporter(embed_images=True, template_name='basic').from_filename(str(notebook))[0]
+    write_atomic(notebook.with_suffix('.html'), page_around(notebook.stem, page))
     return notebook.with_suffix('.html')
 
 def run_notebook(

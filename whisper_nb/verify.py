@@ -163,7 +163,7 @@ def _check_files(model:_Model)->str:
     "Is all there that the backend needs, and can every JSON file be read?"
     missing = _missing(model)
     if missing and missing[0].startswith('model.safetensors') and set(_PICKLES) & set(model.files):
-        raise CheckError('the weights are pickled (pytorch_model.bin), a format that can run code when it is loaded', 'if you trust where they come from: whisper-nb download MODEL --allow-pickle')
+        raise CheckError('the weights are pickled (pytorch_model.bin), a format that can run code when it is loaded', 'if you trust where they come from, this rewrites them as safetensors: whisper-nb download MODEL --allow-pickle')
     if missing: raise FormatError(f"missing: {', '.join(missing)}", '')
     for name in model.files:
         if name.endswith('.json') and name != MANIFEST_NAME: read_json(model.path/name, (dict, list))
@@ -418,10 +418,12 @@ def _remedy(model:_Model)->str:
     except CheckError: manifest = None
     if manifest is None: return 'convert it again from its checkpoint: whisper-nb convert DIRECTORY' if model.format == 'ctranslate2' else 'get it again: whisper-nb download MODEL'
     source = manifest.source
-    if manifest.made_from: words = 'convert', model.path.parent/str(manifest.made_from.get('name')), '--quantization', manifest.quantization
+    if manifest.made_from: words = 'convert', _home(model.path)/str(manifest.made_from.get('name')), '--quantization', manifest.quantization
     elif source.get('kind') == 'local': words = 'prepare', f"…/{source.get('name')}", '--fresh' # where it was is not in the manifest
     else: words = 'prepare', source.get('repo_id') or source.get('name'), '--fresh'
     return _plain(f"make it again: whisper-nb {' '.join(shlex.quote(str(word)) for word in words)}")
+
+def _home(path:Path)->Path: return path.parent.parent if path.parent.name == '.staging' else path.parent # Where the model's directory is or will be
 
 def _plain(text:str)->str:
     "Text from a stranger's file as one printable line."
