@@ -20,7 +20,7 @@ from .formats import read_json
 from .layout import TIMESTAMPS, config_dimensions, read_tokens, special_tokens
 from .models import CHECKPOINTS, QUANTIZATIONS, converted_dirname
 from .report import progress, quiet_transformers
-from .verify import Verification, VerifyError, read_features, require_verified, verify
+from .verify import Verification, read_features, require_verified, verify
 
 # %% ../nbs/api/06_convert.ipynb #965b1cdc
 class _Tokens:

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .formats import FormatError, Weights, damaged, read_json
+from .formats import Weights, damaged, read_json
 
 # %% ../nbs/api/05_layout.ipynb #bfc22462
 @dataclass(frozen=True)

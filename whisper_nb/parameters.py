@@ -8,7 +8,7 @@ __all__ = ['check_value', 'near_name', 'check_arguments', 'parse_value']
 # %% ../nbs/api/02_parameters.ipynb #1d186bba
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any, Optional, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from .errors import RequestError
 

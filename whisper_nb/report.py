@@ -10,7 +10,7 @@ __all__ = ['ICONS', 'Step', 'Outcome', 'run_step', 'Report', 'environment', 'utc
 import io, json, os, platform, sys, warnings
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
@@ -226,9 +226,8 @@ class Live:
     def __init__(self,
         title:str, # As in `Report`
         names:list[str], # All steps, in order
-        quiet:bool = False, # Show nothing
     ):
-        self.title,self.steps,self.quiet,self.handle = title,[Step(name) for name in names],quiet,None
+        self.title,self.steps,self.handle = title,[Step(name) for name in names],None
         self._show(title)
 
     def update(self, step:Step):
@@ -237,7 +236,6 @@ class Live:
         self._show(str(step))
 
     def _show(self, line:str):
-        if self.quiet: return
         if not in_notebook(): return print(line, file=sys.stderr, flush=True)
         from IPython.display import display
         report = Report(self.title, tuple(self.steps))

@@ -14,7 +14,7 @@ from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 
-from .errors import CheckError, RequestError, WhisperNbError
+from .errors import CheckError, RequestError
 from .files import MANIFEST_NAME, Manifest, hash_files, human_bytes, is_safe_name, read_manifest
 from .formats import INDEX_NAME, FormatError, Weights, damaged, read_json, read_model_bin, read_safetensors, read_shards
 from .layout import (Dimensions, SpecialTokens, TIMESTAMPS, compare_shapes, config_dimensions, ctranslate2_shapes, read_tokens, special_tokens,
