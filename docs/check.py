@@ -10,6 +10,8 @@ from pathlib import Path
 import nbformat
 
 from readme import PROJECT, readme
+from whisper_nb.mirror import read_model
+from whisper_nb.models import DEMO, DEMO_DIR
 
 MADE = ('whisper_nb/*.py', 'nbs/**/*.ipynb')  # What export and clean write
 
@@ -57,7 +59,13 @@ def old_readme() -> list[str]:
     return ['README.md: not in step with nbs/index.ipynb', *difflib.unified_diff(now.splitlines(), again.splitlines(), lineterm='', n=0)]
 
 
+def old_result() -> list[str]:
+    "Was the run that README.md shows made with the demo model that is in the package?"
+    commit = read_model(DEMO, DEMO_DIR).commit[:8]
+    return [] if commit in (PROJECT / 'README.md').read_text(encoding='utf-8') else [f'README.md: the run it shows was not made with the demo model of commit {commit}: execute nbs/index.ipynb']
+
+
 if __name__ == '__main__':
-    if problems := broken_notebooks() or out_of_step() + old_readme():
+    if problems := broken_notebooks() or out_of_step() + old_readme() + old_result():
         sys.exit('\n'.join(['❌ not in step:', *problems, '→ make notebooks']))
     print('✅ notebooks valid, clean and exported; README.md in step')
