@@ -1,6 +1,7 @@
 """What all tests share: no network but loopback, no bars in the logs, nothing written to the checkout."""
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,11 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # threads that spin while t
 
 PROJECT = Path(__file__).resolve().parent.parent
 COMMAND = Path(sys.executable).with_name('whisper-nb')
+
+
+def listen_to_ctrl_c():
+    "For `preexec_fn`: a shell's background jobs, and so their children, start with SIGINT ignored."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

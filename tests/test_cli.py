@@ -164,9 +164,9 @@ def test_not_audio(tmp_path, whisper_nb):
 def test_interrupted(whisper_nb, tmp_path):
     "Ctrl-C: the two lines, and the next run goes on."
     import signal
-    from conftest import COMMAND
-    run = subprocess.Popen([COMMAND, 'prepare', 'demo'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(2)
+    from conftest import COMMAND, listen_to_ctrl_c
+    run = subprocess.Popen([COMMAND, 'prepare', 'demo'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c)
+    time.sleep(1.5)
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate()
     assert run.returncode == 1 and 'Traceback' not in errors

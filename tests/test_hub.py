@@ -3,6 +3,7 @@ import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
+from conftest import listen_to_ctrl_c
 from faulty import faulty_hub, make_checkpoint
 
 from whisper_nb.errors import CheckError, RequestError, StepError, explain
@@ -185,7 +186,7 @@ def test_ctrl_c_stops_soon_and_keeps_what_arrived(tmp_path):
     big = make_checkpoint(tmp_path/'big', megabytes=20)
     with faulty_hub({NAME: big}) as (endpoint, faults):
         faults.pause = 0.1
-        child = subprocess.Popen([sys.executable, '-c', CHILD, NAME, str(tmp_path/'models'), endpoint], stderr=subprocess.PIPE, text=True)
+        child = subprocess.Popen([sys.executable, '-c', CHILD, NAME, str(tmp_path/'models'), endpoint], stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c)
         partial = lambda: max((path.stat().st_size for path in (tmp_path/'models').rglob(f'{WEIGHTS}*.incomplete')), default=0)
         while partial() < 2*10**6: time.sleep(0.01)
         child.send_signal(signal.SIGINT)
