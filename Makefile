@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-notebooks test-python check readme notebooks lab clean
+.PHONY: help setup demo test test-notebooks test-python check readme notebooks bench-full lab clean
 help:            ## Show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
@@ -16,6 +16,7 @@ $(READY): settings.ini setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --no-deps openai-whisper # for its vocabulary files only
 	touch $@
 
 demo: $(READY)   ## The whole job on the built-in demo model: download → … → offline test
@@ -39,6 +40,10 @@ notebooks: $(READY) ## After editing notebooks: export, clean, README
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python docs/readme.py
+
+bench-full: $(READY) ## Measure against the usual way at full size (20 minutes, 12 GB of disk)
+	$(BIN)/whisper-nb run nbs/runs/full_size.ipynb
+	@cat outputs/bench/full-size.md
 
 lab: $(READY)    ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs

@@ -1,10 +1,14 @@
 "Unchanged clients of the Hub, pointed at the mirror with HF_ENDPOINT."
-import json, os, shutil, subprocess, sys
+import json, os, shutil, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from faulty import make_checkpoint
+
+from whisper_nb import mirror
 from whisper_nb.files import MANIFEST_NAME, hash_file
 from whisper_nb.hub import download
 from whisper_nb.mirror import serving
@@ -109,6 +113,47 @@ def test_ipv6(models):
     except OSError: pytest.skip('no IPv6 here')
     with serving(models, host='::1') as endpoint, httpx2.Client(trust_env=False) as http:
         assert endpoint.startswith('http://[::1]:') and http.get(f'{endpoint}/api/models').status_code == 200
+
+def test_large_models_are_read_before_the_first_request(tmp_path, monkeypatch, caplog):
+    "Hashing takes longer than some clients wait; a model that cannot be served is named, and holds up no other."
+    make_checkpoint(tmp_path/'models'/'a_b', megabytes=20)
+    shutil.copytree(DEMO_DIR, tmp_path/'models'/'broken')
+    (tmp_path/'models'/'broken'/MANIFEST_NAME).write_text('{')
+    shelf = mirror.Shelf(tmp_path/'models')
+    shelf.read_all()
+    assert 'broken is not served' in caplog.text
+    monkeypatch.setattr(mirror, 'hash_file', lambda *_, **__: pytest.fail('hashed again'))
+    assert shelf.find('a/b').files['model.safetensors'].size > 20_000_000 and shelf.find('a/b').files['model.safetensors'].sha256
+
+def test_serve_says_it_listens_once_all_is_read(tmp_path):
+    code = """if True:
+        import sys, time
+        from whisper_nb import mirror
+        hash_file = mirror.hash_file
+        def slowly(path, advance, **_):
+            for _ in range(12): time.sleep(0.1); advance(2_000_000)
+            return hash_file(path)
+        mirror.hash_file = slowly
+        mirror.serve(sys.argv[1], port=0)"""
+    make_checkpoint(tmp_path/'models'/'a_b', megabytes=24)
+    environment = {name: value for name, value in os.environ.items() if name != 'TQDM_DISABLE'}
+    with subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'models')], stderr=subprocess.PIPE, text=True, env=environment) as server:
+        lines = [server.stderr.readline() for _ in range(2)]
+        with httpx2.Client(trust_env=False, timeout=0.9) as http: http.get(lines[1].rsplit('=', 1)[1].strip() + '/api/models/a/b').raise_for_status()
+        server.terminate()
+    assert lines[0].startswith('read the models: ') and lines[0].endswith(' left\n') and lines[1].startswith('1 model at http')
+
+def test_a_model_asked_for_by_many_is_read_once(tmp_path, monkeypatch):
+    make_checkpoint(tmp_path/'models'/'a_b', megabytes=20)
+    hashed, hash_file = [], mirror.hash_file
+    def slowly(path, **options):
+        hashed.append(path)
+        time.sleep(0.2)
+        return hash_file(path, **options)
+    monkeypatch.setattr(mirror, 'hash_file', slowly)
+    with serving(tmp_path/'models') as endpoint, httpx2.Client(trust_env=False) as http, ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: http.get(f'{endpoint}/api/models/a/b').json(), range(4)))
+    assert len(hashed) == 1 and all(answer == answers[0] for answer in answers)
 
 def test_serve_runs_until_it_is_interrupted(models):
     import signal

@@ -15,10 +15,12 @@ import pytest
 
 from checkpoints import make_checkpoint, seal
 
-from whisper_nb import offline
+from whisper_nb import files, offline
 from whisper_nb.audio import Clip, clips, default_clip
+from whisper_nb.backends import large_pages
 from whisper_nb.convert import convert
 from whisper_nb.errors import CheckError, RequestError, StepError
+from whisper_nb.files import human_bytes
 from whisper_nb.models import DEMO_DIR
 from whisper_nb.offline import GUARDS, Guard, copy_elsewhere, memory_needed, offline_test, pick_backend, pick_guard
 
@@ -106,6 +108,13 @@ def test_secrets_and_caches_stay_outside(tmp_path, monkeypatch):
     found = json.loads(output)
     assert 'x' not in found.values()
     assert {found[name] for name in ('HOME', 'HF_HOME', 'XDG_CACHE_HOME')} == {str(tmp_path)} and found['HF_HUB_OFFLINE'] == '1'
+
+
+def test_large_pages_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.arena_max=3')
+    output, _ = run_child(tmp_path, 'import os, json; print(json.dumps(dict(os.environ)))', HOOK_ONLY)
+    expected = large_pages(os.environ) or {'GLIBC_TUNABLES': 'glibc.malloc.arena_max=3'}
+    assert expected.items() <= json.loads(output).items() and expected['GLIBC_TUNABLES'].startswith('glibc.malloc.arena_max=3')
 
 
 # ---- it passes and it fails
@@ -218,6 +227,15 @@ def test_a_child_that_takes_too_long_is_stopped(tiny, monkeypatch):
     assert monotonic() - start < 20
 
 
+def test_another_thread_can_end_it(tiny, monkeypatch, capfd):
+    monkeypatch.setattr(offline, 'pick_guard', lambda: Guard('', code='\nimport time; time.sleep(60)\n'))
+    stop, start = threading.Event(), monotonic()
+    threading.Timer(1, stop.set).start()
+    with pytest.raises(StepError, match='was stopped'): offline_test(tiny['faster-whisper'], stop=stop)
+    assert monotonic() - start < 20 and not list(tiny['faster-whisper'].parent.glob('.staging'))
+    assert 'Traceback' not in capfd.readouterr().err
+
+
 def test_memory_that_runs_out_in_the_child_is_explained(tiny, monkeypatch):
     monkeypatch.setattr(offline, 'pick_guard', lambda: Guard('', code='\nimport resource; resource.setrlimit(resource.RLIMIT_AS, (600_000_000,)*2)\n'))
     with pytest.raises((StepError, CheckError)) as caught: offline_test(tiny['transformers'])
@@ -257,6 +275,34 @@ def test_beside_a_model_that_may_not_be_written(copied, monkeypatch):
     monkeypatch.setattr(offline.os, 'access', lambda *_: False)
     with copy_elsewhere(path) as copy: assert copy.is_relative_to(tempfile.gettempdir()) and (copy/'config.json').read_bytes() == (path/'config.json').read_bytes()
     assert os.listdir(path.parent) == [path.name] and not copy.exists()
+
+
+def no_links(*_): raise OSError('this file system has no hard links')
+
+
+def test_without_hard_links_it_is_a_real_copy(copied, monkeypatch):
+    path = copied('transformers')
+    monkeypatch.setattr(os, 'link', no_links)
+    with copy_elsewhere(path) as copy: assert not os.path.samefile(copy/'config.json', path/'config.json')
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize('writable', [True, False])
+def test_a_full_disk_is_said_before_the_copy(copied, monkeypatch, writable):
+    path = copied('transformers')
+    size = sum(file.stat().st_size for file in path.iterdir())
+    monkeypatch.setattr(os, 'link', no_links)
+    monkeypatch.setattr(offline.os, 'access', lambda *_: writable)
+    monkeypatch.setattr(files, 'free_bytes', lambda _: 1000)
+    monkeypatch.setattr(offline, 'link_or_copy_tree', lambda *_: pytest.fail('started to copy'))
+    with pytest.raises(StepError) as caught: offline_test(path)
+    assert caught.value.what == f'the copy for the offline test needs {human_bytes(size)} on the disk, 1 kB are free'
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_hard_links_need_no_space(copied, monkeypatch):
+    monkeypatch.setattr(files, 'free_bytes', lambda _: 0)
+    with copy_elsewhere(copied('transformers')) as copy: assert (copy/'config.json').is_file()
 
 
 # ---- the demo model's words

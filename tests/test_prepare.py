@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 from whisper_nb.audio import default_clip
@@ -21,7 +22,7 @@ from whisper_nb.files import list_files, read_manifest
 from whisper_nb.prepare import STEPS, prepare
 from whisper_nb.verify import verify
 
-from conftest import COMMAND, PROJECT
+from conftest import COMMAND, PROJECT, listen_to_ctrl_c
 
 NOTEBOOK = PROJECT / 'nbs' / 'runs' / 'prepare.ipynb'
 FLAGS = {'no_convert': 'convert', 'skip_compress': 'compress', 'skip_test': 'offline test'}  # Option → the step it skips
@@ -46,10 +47,12 @@ def check_outcome(steps: list[dict], results: dict, given: dict):
     assert Path('models/demo-ct2-float16').exists() != given['no_convert']
     archives = {path.name for path in Path('outputs').iterdir() if not path.name.startswith(('prepare-', 'out', '.'))}
     assert archives == (set() if given['skip_compress'] else {f'{name}.tar.gz{ending}' for ending in ('', '.md5', '.sha256')})
-    if given['skip_test']: assert 'text' not in results
+    model, = results['models']
+    assert model['model'] == f'models/{name}' and ('archive' in model) != given['skip_compress']
+    if given['skip_test']: assert 'text' not in model
     else:
-        assert results['backend'] == ('transformers' if given['no_convert'] else 'faster-whisper')
-        assert default_clip().text in results['text'].lower()
+        assert model['backend'] == ('transformers' if given['no_convert'] else 'faster-whisper')
+        assert default_clip().text in model['text'].lower()
 
 
 @pytest.mark.parametrize('given', COMBINATIONS, ids=IDS)
@@ -117,6 +120,88 @@ def prepared(tmp_path_factory):
     directory = tmp_path_factory.mktemp('prepared')
     subprocess.run([COMMAND, 'prepare', 'demo'], cwd=directory, check=True, capture_output=True)
     return directory
+
+
+BOTH = ['demo-ct2-float16', 'demo-ct2-int8']
+
+
+def test_two_quantizations_at_once(prepared, whisper_nb):
+    "From one pass over the source: both converted, archived, tested, and the same as when asked for alone."
+    done = whisper_nb('prepare', 'demo', '--quantization', 'float16,int8', '--json')
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [step['status'] for step in report['steps']] == ['done'] * 5
+    assert [each['model'] for each in report['results']['models']] == [f'models/{name}' for name in BOTH]
+    for each, name in zip(report['results']['models'], BOTH):
+        assert hashlib.sha256(Path(each['archive']).read_bytes()).hexdigest() == each['sha256']
+        assert default_clip().text in each['text'].lower() and verify(Path('models') / name).ok
+    alone = contents(prepared / 'models')
+    assert {name: digest for name, digest in contents(Path.cwd() / 'models').items() if not name.startswith(BOTH[1])} == alone
+    page = next(Path('outputs').glob('prepare-demo-*.html')).read_text()
+    assert all(each['sha256'] in page for each in report['results']['models'])
+    again = json.loads(whisper_nb('prepare', 'demo', '--quantization', 'int8', '--skip-test', '--json').stdout)
+    assert {step['name']: step['status'] for step in again['steps']}['convert'] == 'reused'
+
+
+def test_two_quantizations_by_papermill_and_afresh():
+    command = [sys.executable, '-m', 'papermill', str(NOTEBOOK), 'out.ipynb', '-p', 'quantization', 'int8,float16', '-p', 'fresh', 'True', '-p', 'skip_test', 'True']
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in Path('models').glob('demo-*')) == BOTH and len(list(Path('outputs').glob('*.tar.gz'))) == 2
+
+
+def test_every_file_is_hashed_once_in_a_run(prepared, tmp_path, monkeypatch):
+    "A re-run with nothing to do reads source, result and archive once each, and nothing else of any size."
+    import whisper_nb.files as files
+    for name in ('models', 'outputs'): shutil.copytree(prepared / name, tmp_path / name)
+    read, right = [], files.hash_file
+    monkeypatch.setattr(files, 'hash_file', lambda path, *args, **options: read.append(Path(path).name) or right(path, *args, **options))
+    report = prepare('demo', skip_test=True)
+    assert [step.status for step in report.steps] == ['reused', 'done', 'reused', 'reused', 'skipped']
+    assert sorted(read) == sorted([*list_files(Path('models/demo')), *list_files(Path('models/demo-ct2-float16'))])
+    assert report.seconds < 60
+
+
+def test_archive_and_test_run_side_by_side_and_both_end(prepared, tmp_path, monkeypatch):
+    "When the archive cannot be written the test is finished all the same, and the other way round; both verdicts are told."
+    import whisper_nb.prepare as module
+    for name in ('models', 'outputs'): shutil.copytree(prepared / name, tmp_path / name)
+    def fail(*args, **options): raise OSError(28, 'No space left on device')
+    with monkeypatch.context() as patch:
+        patch.setattr(module, 'pack', fail)
+        report = prepare('demo')
+    assert [step.status for step in report.steps] == ['reused', 'done', 'reused', 'failed', 'done'] and not report.ok
+    assert default_clip().text in report.results['models'][0]['text'] and 'archive' not in report.results['models'][0]
+    monkeypatch.setattr(module, 'offline_test', fail)
+    report = prepare('demo')
+    assert [step.status for step in report.steps] == ['reused', 'done', 'reused', 'reused', 'failed']
+    assert 'archive' in report.results['models'][0] and 'text' not in report.results['models'][0]
+
+
+def test_ctrl_c_ends_the_test_too(tmp_path):
+    "SIGINT to the command alone, while archive and test run side by side: it ends at once, and so does the test's child."
+    code = """
+import sys, time
+import whisper_nb.prepare as module
+def slow(*args, **options):
+    print('packing', flush=True)
+    time.sleep(60)
+module.pack = slow
+import whisper_nb.offline
+whisper_nb.offline._CHILD = whisper_nb.offline._CHILD.replace('import json', 'import json, time; time.sleep(60)', 1)
+from whisper_nb.cli import main
+main(['prepare', 'demo'])
+"""
+    run = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listen_to_ctrl_c)
+    assert run.stdout.readline() == 'packing\n'
+    time.sleep(2)
+    children = psutil.Process(run.pid).children(recursive=True)
+    assert children
+    run.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    _, told = run.communicate(timeout=30)
+    assert time.monotonic() - start < 10 and run.returncode == 1 and 'stopped' in told
+    assert not [child for child in children if child.is_running() and child.status() != 'zombie']
 
 
 def test_tools_accept_what_it_wrote(prepared, tmp_path):
@@ -187,10 +272,10 @@ def test_fresh_keeps_the_old_model_until_the_new_one_is_proven(prepared, tmp_pat
     for name in ('models', 'outputs'): shutil.copytree(prepared / name, tmp_path / name)
     before = (tmp_path / 'models' / 'demo-ct2-float16' / 'model.bin').stat().st_ino
     right = module.offline_test
-    monkeypatch.setattr(module, 'offline_test', lambda path: dataclasses.replace(right(path), text='something else'))
+    monkeypatch.setattr(module, 'offline_test', lambda path, **options: dataclasses.replace(right(path, **options), text='something else'))
     report = prepare('demo', fresh=True)
     assert not report.ok and report.exit_code == 1
-    assert set(report.results) == {'report'}  # nothing is claimed that was thrown away
+    assert report.results['models'] == []  # nothing is claimed that was thrown away
     assert (tmp_path / 'models' / 'demo-ct2-float16' / 'model.bin').stat().st_ino == before
     assert contents(tmp_path / 'models') == contents(prepared / 'models')
 
@@ -213,7 +298,7 @@ def test_fresh_with_one_directory_for_all(prepared, tmp_path, whisper_nb):
 def test_report_is_written_as_page_and_data(prepared):
     data = json.loads(next((prepared / 'outputs').glob('prepare-demo-*.json')).read_text())
     page = next((prepared / 'outputs').glob('prepare-demo-*.html')).read_text()
-    assert data['ok'] and data['results']['sha256'] in page
+    assert data['ok'] and data['results']['models'][0]['sha256'] in page
     assert str(prepared) not in page + json.dumps(data)  # no path of the machine
     assert default_clip().text in page
 

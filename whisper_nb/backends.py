@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['BACKENDS', 'Word', 'Segment', 'Transcript', 'Options', 'Backend', 'model_format', 'pick_backend', 'pick_device',
-           'LoadedModel', 'load']
+           'large_pages', 'LoadedModel', 'load']
 
 # %% ../nbs/api/09_backends.ipynb #ed51aeae
 import json, logging, os, re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -274,6 +274,21 @@ def _explained(
 def _share_cores():
     "Let OpenMP threads sleep while they wait, unless the user chose otherwise."
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
+# %% ../nbs/api/09_backends.ipynb #f9597771
+_TUNABLE = 'glibc.malloc.hugetlb'
+
+def large_pages(
+    environment:Mapping[str, str], # Of the process to be started
+    switch:Path = Path('/sys/kernel/mm/transparent_hugepage/enabled'), # How Linux gives out large pages
+)->dict[str, str]: # Variables to set; empty where they would do nothing
+    "What makes a new process load a large model faster; a user's own settings stay."
+    try: asked_for = '[madvise]' in switch.read_text()
+    except OSError: asked_for = False
+    given = environment.get('GLIBC_TUNABLES', '')
+    if not asked_for: return {}
+    tunables = given if _TUNABLE in given else ':'.join(filter(None, [given, f'{_TUNABLE}=1']))
+    return {'GLIBC_TUNABLES': tunables, 'THP_MEM_ALLOC_ENABLE': environment.get('THP_MEM_ALLOC_ENABLE', '1')} # of the C library, and of torch
 
 # %% ../nbs/api/09_backends.ipynb #30f60521
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'options_of', 'command', 'download', 'verify', 'convert', 'test', 'pack', 'unpack', 'transcribe', 'mirror',
-           'main']
+           'standin', 'main']
 
 # %% ../nbs/api/20_cli.ipynb #1df1b510
 import inspect, json, os, sys
@@ -96,12 +96,13 @@ def verify(
 @command('directory')
 def convert(
     directory:str, # A model in Transformers format
-    quantization:str='float16', # Type the weights are stored in
+    quantization:str='float16', # Type the weights are stored in; several from one pass: float16,int8
     fresh:bool=False, # Make it anew; what is there stays until the new one is verified
 ):
     "Convert a model to CTranslate2, into the directory beside it."
-    from whisper_nb.convert import convert
-    return convert(directory, quantization=quantization, fresh=fresh)
+    from whisper_nb.convert import convert_all
+    from whisper_nb.models import parse_quantizations
+    return convert_all(directory, parse_quantizations(quantization), fresh=fresh)
 
 @command('directory')
 def test(
@@ -119,18 +120,19 @@ def test(
 def pack(
     directory:str, # A model
     outputs_dir:str='outputs', # Where the archive is written
+    format:str='tar.gz', # tar.gz; tar.zst: as small, faster to unpack; tar: not compressed
 ):
-    "Make a reproducible .tar.gz of a model, with .md5 and .sha256 beside it."
+    "Make a reproducible archive of a model, with .md5 and .sha256 beside it."
     from whisper_nb.pack import pack
-    return pack(directory, outputs_dir=outputs_dir)
+    return pack(directory, outputs_dir=outputs_dir, format=format)
 
 @command('archive', 'dest')
 def unpack(
-    archive:str, # A .tar.gz made by pack
+    archive:str, # A .tar.gz, .tar.zst or .tar made by pack
     dest:str='models', # The directory in which the model's directory appears
 ):
     "Unpack an archive; every file is checked before the model gets its name."
-    from whisper_nb.pack import unpack
+    from whisper_nb.unpack import unpack
     return unpack(archive, dest)
 
 # %% ../nbs/api/20_cli.ipynb #4c023bd7
@@ -159,6 +161,17 @@ def mirror(
     "Serve models over the Hub's own protocol, for networks without the Hub."
     from whisper_nb.mirror import serve
     serve(models_dir, host=host, port=port)
+
+@command('model')
+def standin(
+    model:str, # A known checkpoint, by any of its names
+    directory:str='outputs/stand-ins', # Where the stand-in's directory appears
+    shard_megabytes:Optional[int]=None, # Largest size of a file of weights; by default there is one file
+):
+    "Write a checkpoint's exact architecture with random weights, to measure what a model of its size needs."
+    from whisper_nb.standin import write_standin
+    if shard_megabytes is not None and shard_megabytes < 1: raise RequestError(f'--shard-megabytes is {shard_megabytes}', 'give a number from 1 on')
+    return write_standin(model, directory, shard_bytes=shard_megabytes and shard_megabytes * 1_000_000)
 
 # %% ../nbs/api/20_cli.ipynb #a696aff7
 def _pairs(words:list[str])->dict[str,str]:

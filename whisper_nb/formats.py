@@ -9,7 +9,7 @@ __all__ = ['INDEX_NAME', 'FormatError', 'damaged', 'parse_json', 'read_json', 'T
 # %% ../nbs/api/05_formats.ipynb #30286ac8
 import json, struct
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
@@ -71,6 +71,7 @@ class Tensor:
     "One stored tensor, as its header describes it."
     dtype: str # Type of a value: 'float16'
     shape: tuple # Size along each axis; () for a single value
+    start: int = field(default=0, compare=False, repr=False) # Place of its first byte in a safetensors file
     @property
     def count(self)->int: return prod(self.shape)
     @property
@@ -133,7 +134,8 @@ def read_safetensors(
     path:str|Path, # A .safetensors file
 )->Weights: # What it holds
     "Read the header of a safetensors file and check that it describes exactly the file's bytes."
-    with _open(path) as file: header, data_bytes = _header(file, path, Path(path).stat().st_size)
+    size = Path(path).stat().st_size if Path(path).is_file() else 0
+    with _open(path) as file: header, data_bytes = _header(file, path, size)
     metadata = header.pop('__metadata__', {})
     if not isinstance(metadata, dict): raise damaged(path, 'its metadata is no object')
     found = {name: _tensor(path, name, entry) for name, entry in header.items()}
@@ -142,7 +144,7 @@ def read_safetensors(
         if begin != position: raise damaged(path, f"{'a gap' if begin > position else 'an overlap'} before tensor {name!r} at byte {begin}")
         position = end
     _expect_end(path, position, data_bytes)
-    return Weights({name: tensor for name, (tensor, *_) in found.items()}, details=dict(metadata=metadata))
+    return Weights({name: replace(tensor, start=size - data_bytes + begin) for name, (tensor, begin, _) in found.items()}, details=dict(metadata=metadata))
 
 # %% ../nbs/api/05_formats.ipynb #9ce7b8fb
 INDEX_NAME = 'model.safetensors.index.json' # Lists the shards of a checkpoint that is cut in several files

@@ -8,15 +8,16 @@ __all__ = ['LARGE', 'NAMESPACE', 'HubFile', 'is_large', 'lfs_pointer', 'describe
 
 # %% ../nbs/api/03_mirror.ipynb #1f35a055
 import hashlib, logging, socket, sys, threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
 from .errors import CheckError, RequestError, StepError
-from .files import MANIFEST_NAME, git_blob_sha1, hash_file, list_files, read_manifest
+from .files import MANIFEST_NAME, Manifest, git_blob_sha1, hash_file, list_files, read_manifest
 from .models import dirname_of
+from .report import progress
 
 # %% ../nbs/api/03_mirror.ipynb #c0723209
 @dataclass(frozen=True)
@@ -52,12 +53,13 @@ def describe(
     directory:Path, # A model's directory
     name:str, # Path of the file in it
     sha256:str|None = None, # If it is known already
+    advance:Callable|None = None, # As in `hash_file`
 )->HubFile:
     "Hash one file the way the Hub would."
     path = Path(directory)/name
     size = path.stat().st_size
     if not is_large(name, size): return HubFile(name, size, git_blob_sha1(path))
-    sha256 = sha256 or hash_file(path)['sha256']
+    sha256 = sha256 or hash_file(path, advance=advance)['sha256']
     pointer = lfs_pointer(sha256, size)
     return HubFile(name, size, hashlib.sha1(b'blob %d\0' % len(pointer) + pointer).hexdigest(), sha256)
 
@@ -87,21 +89,26 @@ def _listing_hash(files:dict[str,HubFile])->str:
     "A commit for a model that has none."
     return hashlib.sha1(''.join(f'{name} {file.etag}\n' for name, file in sorted(files.items())).encode()).hexdigest()
 
+def _known_sha256(directory:Path, name:str, manifest:Manifest|None)->str|None:
+    "What the manifest says, if the file has the size it says."
+    record = manifest.files.get(name) if manifest else None
+    return record.sha256 if record and record.size == (directory/name).stat().st_size else None
+
 def read_model(
     repo_id:str, # Name at the Hub
     directory:Path, # A model's directory
+    advance:Callable|None = None, # Called with the number of bytes after each chunk that had to be hashed
 )->HubModel:
     "What a Hub would publish about this directory; `CheckError` when it holds a link or its manifest is broken."
     manifest = read_manifest(directory)
-    known = manifest.files if manifest else {}
-    def sha256(name): return known[name].sha256 if name in known and known[name].size == (directory/name).stat().st_size else None
-    files = {name: describe(directory, name, sha256(name)) for name in list_files(directory)}
+    files = {name: describe(directory, name, _known_sha256(directory, name, manifest), advance) for name in list_files(directory)}
     source = manifest.source if manifest and manifest.format == 'transformers' else {}
     commit = source.get('commit') or _listing_hash(files)
     if manifest: files[MANIFEST_NAME] = describe(directory, MANIFEST_NAME)
     return HubModel(repo_id, directory, commit, files, source.get('license') or card_license(directory))
 
 # %% ../nbs/api/03_mirror.ipynb #d98bc219
+_log = logging.getLogger(__name__)
 NAMESPACE = 'whisper-nb' # Owner under which models without one can be asked for
 
 def repo_id_of(
@@ -110,12 +117,19 @@ def repo_id_of(
     "The repository a directory in models/ stands for."
     return dirname.replace('_', '/', 1)
 
+def _bytes_to_hash(directory:Path)->int:
+    "Bytes of the large files whose hashes the manifest does not tell."
+    try: manifest, names = read_manifest(directory), list_files(directory)
+    except CheckError: return 0 # it will not be served
+    sizes = {name: (directory/name).stat().st_size for name in names}
+    return sum(size for name, size in sizes.items() if is_large(name, size) and not _known_sha256(directory, name, manifest))
+
 class Shelf:
     "The models a mirror serves, by repository."
     def __init__(self,
         models:str|Path|Mapping, # A directory of models, or repository → directory
     ):
-        self.models, self._read = models, {}
+        self.models, self._read, self._lock = models, {}, threading.Lock()
 
     def directories(self)->dict[str,Path]:
         "Repository → directory, of all models that are there now."
@@ -130,11 +144,21 @@ class Shelf:
         for dirname in (dirname_of(repo_id), dirname_of(repo_id.removeprefix(f'{NAMESPACE}/'))):
             if dirname in directories: return self._model(*directories[dirname])
 
-    def _model(self, repo_id, directory):
+    def read_all(self):
+        "Hash what has to be hashed, with a progress bar; models that cannot be served are named."
+        models = self.directories()
+        with progress(sum(map(_bytes_to_hash, models.values())), 'read the models') as bar:
+            for repo_id, directory in models.items():
+                try: self._model(repo_id, directory, bar.update)
+                except CheckError as error: _log.warning('%s is not served: %s', repo_id, error.what)
+
+    def _model(self, repo_id, directory, advance=None):
         stats = {path: path.lstat() for path in directory.rglob('*')}
         state = {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
-        if self._read.get(repo_id, (None,))[0] != state: self._read[repo_id] = state, read_model(repo_id, directory)
-        return self._read[repo_id][1]
+        if (found := self._read.get(repo_id)) and found[0] == state: return found[1]
+        with self._lock: # many may ask for it while it is read for the first
+            if self._read.get(repo_id, (None,))[0] != state: self._read[repo_id] = state, read_model(repo_id, directory, advance)
+            return self._read[repo_id][1]
 
 # %% ../nbs/api/03_mirror.ipynb #2c2818c3
 def _missing(code:str, message:str):
@@ -216,8 +240,6 @@ def app(
     return mirror
 
 # %% ../nbs/api/03_mirror.ipynb #50bf876b
-_log = logging.getLogger(__name__)
-
 def _is_loopback(host:str)->bool:
     try: return ip_address(host).is_loopback
     except ValueError: return host == 'localhost'
@@ -274,9 +296,11 @@ def serve(
     "Run the mirror until it is stopped."
     if not Path(models_dir).is_dir(): raise RequestError(f"there is no directory '{models_dir}'", 'prepare a model first: whisper-nb prepare demo')
     with _listen(host, port) as listener:
-        count = len(Shelf(models_dir).directories())
+        application = app(models_dir)
+        application.state.shelf.read_all()
+        count = len(application.state.shelf.directories())
         everywhere = host in ('0.0.0.0', '::')
         address = f'http://{socket.gethostname()}:{listener.getsockname()[1]}' if everywhere else _endpoint(listener)
         print(f"{count} model{'s' * (count != 1)} at {_endpoint(listener)}; clients: export HF_ENDPOINT={address}", file=sys.stderr, flush=True)
-        try: _server(app(models_dir)).run(sockets=[listener])
+        try: _server(application).run(sockets=[listener])
         except KeyboardInterrupt: pass

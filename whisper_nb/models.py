@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Heads', 'CHECKPOINTS', 'DEFAULT_MODEL', 'QUANTIZATIONS', 'DEMO', 'DEMO_HUB', 'DEMO_DIR', 'CLIPS_DIR', 'Checkpoint',
-           'parameter_count', 'short_names', 'near_names', 'Source', 'dirname_of', 'converted_dirname', 'resolve']
+           'parameter_count', 'parse_quantizations', 'short_names', 'near_names', 'Source', 'dirname_of',
+           'converted_dirname', 'resolve']
 
 # %% ../nbs/api/00_models.ipynb #b5482109
 import re
@@ -76,6 +77,16 @@ def _rows()->list[Checkpoint]:
 CHECKPOINTS = {row.repo_id: row for row in _rows()} # The known checkpoints, by repository
 DEFAULT_MODEL = 'openai/whisper-large-v3-turbo' # What `prepare` takes when no model is named
 QUANTIZATIONS = ('float16', 'float32', 'bfloat16', 'int8', 'int8_float32', 'int8_float16', 'int8_bfloat16', 'int16') # What CTranslate2 can store
+
+# %% ../nbs/api/00_models.ipynb #6c1720e1
+def parse_quantizations(
+    text:str, # 'float16', or several: 'float16,int8'
+)->tuple[str,...]: # Of `QUANTIZATIONS`
+    "The quantizations a text asks for; `RequestError` when there is no such one."
+    asked = tuple(dict.fromkeys(part.strip() for part in text.split(',')))
+    if unknown := [each for each in asked if each not in QUANTIZATIONS]:
+        raise RequestError(f"there is no quantization '{unknown[0]}'", f"choose one of: {', '.join(QUANTIZATIONS)}")
+    return asked
 
 # %% ../nbs/api/00_models.ipynb #d7226fab
 DEMO = 'demo' # Name of the built-in checkpoint

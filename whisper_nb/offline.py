@@ -11,13 +11,14 @@ import json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threadin
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from time import monotonic
 
 from fastcore.basics import patch
 
 from .audio import Clip, default_clip
-from .backends import Backend, load, pick_backend, pick_device
+from .backends import Backend, large_pages, load, pick_backend, pick_device
 from .errors import CheckError, RequestError, StepError, explain
 from .files import human_bytes, link_or_copy_tree, read_manifest, require_space
 from .formats import read_json, read_model_bin, read_safetensors
@@ -98,7 +99,7 @@ def _prove_denial(
     return ('audit hook', guard) if guard else ('audit hook',)
 
 # %% ../nbs/api/10_offline.ipynb #089c3a57
-_KEPT = re.compile(r'(PATH|LANG|LC_\w+|TZ|LD_\w+|DYLD_\w+|CUDA_\w+|NVIDIA_\w+|CT2_\w+|OMP_\w+|MKL_\w+|OPENBLAS_\w+|KMP_\w+|SYSTEMROOT)')
+_KEPT = re.compile(r'(PATH|LANG|LC_\w+|TZ|LD_\w+|DYLD_\w+|CUDA_\w+|NVIDIA_\w+|CT2_\w+|OMP_\w+|MKL_\w+|OPENBLAS_\w+|KMP_\w+|GLIBC_TUNABLES|THP_MEM_ALLOC_ENABLE|SYSTEMROOT)')
 
 def _environment(
     home:Path, # An empty directory
@@ -108,7 +109,7 @@ def _environment(
     empty = {name: str(home) for name in ('HOME', 'HF_HOME', 'XDG_CACHE_HOME', 'XDG_CONFIG_HOME', 'XDG_DATA_HOME', 'TORCH_HOME', 'TMPDIR')}
     offline = {name: '1' for name in ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE', 'HF_DATASETS_OFFLINE', 'HF_HUB_DISABLE_TELEMETRY')}
     compiled = {'CUDA_CACHE_PATH': str(Path.home()/'.nv'/'ComputeCache')}
-    return compiled | kept | empty | offline | {'PYTHONIOENCODING': 'utf-8'}
+    return compiled | kept | large_pages(kept) | empty | offline | {'PYTHONIOENCODING': 'utf-8'}
 
 # %% ../nbs/api/10_offline.ipynb #15ecffff
 def _lock(directory:Path, wait:bool)->int|None: # An open descriptor, to be closed; None when another holds the lock
@@ -146,6 +147,20 @@ def _remove_if_empty(directory:Path):
     except OSError: pass
 
 # %% ../nbs/api/10_offline.ipynb #36dc8d7d
+def _can_link(file:Path, directory:Path)->bool:
+    "Can a hard link to this file be made in this directory?"
+    trial = directory/'.link'
+    try: os.link(file, trial)
+    except OSError: return False
+    trial.unlink()
+    return True
+
+def _require_space_for_copy(path:Path, directory:Path):
+    "Raise `StepError` when the model's bytes have to be copied and the disk is too full for them."
+    files = [file for file in path.rglob('*') if file.is_file()]
+    if files and not _can_link(files[0], directory): require_space(directory, sum(file.stat().st_size for file in files), 'the copy for the offline test')
+
+# %% ../nbs/api/10_offline.ipynb #cc53801c
 @contextmanager
 def copy_elsewhere(
     path:Path, # A model's directory
@@ -156,10 +171,10 @@ def copy_elsewhere(
     writable = os.access(beside if beside.is_dir() else path.parent, os.W_OK)
     place = beside if writable else Path(tempfile.gettempdir())
     _clear_leftovers(place, prefix)
-    if not writable: require_space(place, sum(file.stat().st_size for file in path.rglob('*')), 'a copy for the offline test')
     directory = _new_directory(place, prefix)
     descriptor = _lock(directory, wait=True)
     try:
+        _require_space_for_copy(path, directory)
         link_or_copy_tree(path, directory/path.name)
         yield directory/path.name
     finally:
@@ -231,6 +246,17 @@ def _computing(compute_type:str, stored:int, count:int)->str:
     return 'int8' if stored < 1.5*count else 'float32'
 
 # %% ../nbs/api/10_offline.ipynb #9c74dc87
+def _memory_parts(path:Path, backend:Backend, device:str, compute_type:str)->tuple[int, int]: # Bytes: once loaded, and on top while it works
+    "What loading a model and working with it take of the computer's memory, as estimates."
+    stored, count, dimensions = _measure(path)
+    library = _LIBRARY_BYTES[backend.format]
+    if device == 'cuda': return library + _CUDA_BYTES + stored, 0
+    size = _TYPE_BYTES[_computing(compute_type, stored, count)]
+    mapped = backend.format == 'transformers'
+    positions = dimensions.text_positions + (dimensions.audio_positions if mapped else 0)
+    kept = 2*_BEAMS*positions*dimensions.width*dimensions.decoder_layers*max(size, 2 if mapped else 4)
+    return library + (count*size if mapped else max(stored, count*size)), kept + _WINDOW_BYTES
+
 def memory_needed(
     path:Path, # A model's directory
     backend:Backend, # What loads it
@@ -238,14 +264,7 @@ def memory_needed(
     compute_type:str = 'default', # Type it computes in
 )->int: # Bytes of the computer's memory
     "An estimate of the peak memory of loading a model and transcribing with it."
-    stored, count, dimensions = _measure(Path(path))
-    library = _LIBRARY_BYTES[backend.format]
-    if device == 'cuda': return library + _CUDA_BYTES + stored
-    size = _TYPE_BYTES[_computing(compute_type, stored, count)]
-    mapped = backend.format == 'transformers'
-    positions = dimensions.text_positions + (dimensions.audio_positions if mapped else 0)
-    kept = 2*_BEAMS*positions*dimensions.width*dimensions.decoder_layers*max(size, 2 if mapped else 4)
-    return library + (count*size if mapped else max(stored, count*size)) + kept + _WINDOW_BYTES
+    return sum(_memory_parts(Path(path), backend, device, compute_type))
 
 # %% ../nbs/api/10_offline.ipynb #69560648
 def require_memory(
@@ -301,6 +320,44 @@ def _child(job:dict, attempts:list):
     Path(job['answer']).write_text(json.dumps({**answer, 'attempts': attempts}), encoding='utf-8')
 
 # %% ../nbs/api/10_offline.ipynb #cf3b2061
+_PARTS = ('loading', 'transcribing') # As the child says them
+
+def _parts(child:subprocess.Popen)->Iterator[str]: # One of `_PARTS`, five times a second
+    "What the child is at, until it ends."
+    said = [_PARTS[0]]
+    def listen():
+        try: said.extend(line.strip() for line in child.stdout if line.strip() in _PARTS) # libraries may print, too
+        except ValueError: pass # closed: the test was ended early
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    while listener.is_alive():
+        yield said[-1]
+        listener.join(0.2)
+
+def _held(process)->int: # Bytes
+    "Memory that a process has to itself."
+    import psutil
+    try: memory = process.memory_info()
+    except psutil.Error: return 0 # it has just ended
+    return memory.rss - getattr(memory, 'shared', 0)
+
+def _follow(
+    child:subprocess.Popen, # It says what it is at
+    to_load:int|None, # Bytes it will hold once loaded; None: not known
+    stop:threading.Event|None = None, # Set by another thread to end it early
+):
+    "Show what the child is at, until it ends."
+    import psutil
+    process = psutil.Process(child.pid)
+    for part, moments in groupby(_parts(child)):
+        loading = part == 'loading'
+        with progress(to_load if loading else None, f'offline test: {part}', 'B' if loading else '') as bar:
+            for _ in moments:
+                if stop and stop.is_set(): raise StepError('the offline test was stopped', 'run the same command again')
+                held = _held(process) if loading else 0
+                bar.update(max(0, min(held, to_load or held) - bar.n))
+
+# %% ../nbs/api/10_offline.ipynb #bc29e326
 @contextmanager
 def _child_process(
     command:list[str], # Program and arguments
@@ -319,15 +376,13 @@ def _child_process(
         child.stdout.close()
         timer.cancel()
 
-def _run(job:dict, guard:Guard, home:Path, timeout:float)->int|None: # Exit status; None when the time was up
+def _run(job:dict, guard:Guard, home:Path, timeout:float, to_load:int|None, stop:threading.Event|None=None)->int|None: # Exit status; None when the time was up
     "Run the child to its end, showing which part it is at."
     (home/'job.json').write_text(json.dumps(job), encoding='utf-8')
     command = [*guard.command, sys.executable, '-I', '-c', _DENY + guard.code + _CHILD, str(home/'job.json')]
     start = monotonic()
-    with progress(2, 'offline test', 'step') as bar, _child_process(command, home, timeout) as child:
-        for line in child.stdout:
-            bar.set_description(f'offline test: {line.strip()}')
-            bar.update(1)
+    with _child_process(command, home, timeout) as child:
+        _follow(child, to_load, stop)
         status = child.wait()
     return None if status == -signal.SIGKILL and monotonic() - start >= timeout else status
 
@@ -424,17 +479,20 @@ def offline_test(
     clip:Clip|None = None, # What to listen to; None: a clip that comes with the package
     memory:int|None = None, # Bytes of memory to count on; None: what is free now
     timeout:float = 1800, # Seconds the child may take
+    stop:threading.Event|None = None, # Set by another thread to end the test early
 )->OfflineResult:
     "Load a model and transcribe with it where the network is denied."
     path, clip = Path(path), clip or default_clip()
     chosen = pick_backend(path, backend)
     device = pick_device(chosen, device, compute_type)
-    needed = memory_needed(path, chosen, device, compute_type)
+    loaded, working = _memory_parts(path, chosen, device, compute_type)
+    needed = loaded + working
     require_memory(needed, memory_available() if memory is None else memory, f"the offline test of '{path.name}'")
     guard = pick_guard()
     with copy_elsewhere(path) as copy, tempfile.TemporaryDirectory() as folder, socket.create_server(('127.0.0.1', 0)) as server:
         home = Path(folder)
-        status = _run(_job(copy, clip, home, chosen, device, compute_type, guard, server.getsockname()[1]), guard, home, timeout)
+        job = _job(copy, clip, home, chosen, device, compute_type, guard, server.getsockname()[1])
+        status = _run(job, guard, home, timeout, loaded if device == 'cpu' else None, stop)
         if not (home/'answer.json').is_file(): raise _death(status, home, path, needed, timeout)
         answer = json.loads((home/'answer.json').read_text(encoding='utf-8'))
         if 'error' in answer: _raise_problem(answer, copy, path)

@@ -7,50 +7,54 @@ __all__ = ['STEPS', 'prepare']
 
 # %% ../nbs/api/15_prepare.ipynb #62ff3cd5
 import hashlib, os, re, shutil
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from time import perf_counter
+from types import SimpleNamespace
 from typing import Optional
 
-from .convert import convert
-from .errors import RequestError
-from .files import human_bytes, locked, publish_directory, require_replaceable, require_writable
+from .archive import SIDECARS, sidecar
+from .convert import convert_all
+from .files import KnownHashes, human_bytes, locked, publish_directory, require_replaceable, require_writable
 from .hub import download
-from .models import DEFAULT_MODEL, QUANTIZATIONS, Source, converted_dirname, resolve
+from .models import DEFAULT_MODEL, Source, converted_dirname, parse_quantizations, resolve
 from .offline import offline_test
-from .pack import SIDECARS, pack, sidecar
+from .pack import pack
 from .parameters import check_arguments
 from .report import Live, Outcome, Report, Step, environment, run_step, save_report, utc_now
 from .verify import require_verified
 
 # %% ../nbs/api/15_prepare.ipynb #ee0d318c
-def _download(model:str, revision:Optional[str], models_dir:Path)->Outcome:
+def _download(model:str, revision:Optional[str], models_dir:Path, known:KnownHashes)->Outcome: # With the model's directory
     "The checkpoint's files, every byte hashed."
-    got = download(model, revision=revision, models_dir=models_dir)
+    got = download(model, revision=revision, models_dir=models_dir, known=known)
     commit = f", commit {got.commit[:8]}" if got.commit else ''
     return Outcome(got.path, f'{_show(got.path)}{commit}', got.bytes, got.reused)
 
-def _verify(path:Path)->Outcome:
+def _verify(path:Path, known:KnownHashes)->Outcome:
     "Is it complete, intact and loadable?"
-    found = require_verified(path)
+    found = require_verified(path, known)
     return Outcome(path, f'{len(found.checks)} checks; {found.verdict}')
 
-def _convert(path:Path, quantization:str)->Outcome:
-    "The CTranslate2 model."
-    made = convert(path, quantization=quantization)
-    return Outcome(made.path, '; '.join([f'{_show(made.path)}, verified', *made.notes]), made.bytes, made.reused)
+def _convert(path:Path, quantizations:tuple, known:KnownHashes)->Outcome: # With the models' directories
+    "The CTranslate2 models, from one pass over the source."
+    made = convert_all(path, quantizations, known=known)
+    detail = '; '.join([*(f'{_show(each.path)}, verified' for each in made), *dict.fromkeys(note for each in made for note in each.notes)])
+    return Outcome([each.path for each in made], detail, sum(each.bytes for each in made), all(each.reused for each in made))
 
 # %% ../nbs/api/15_prepare.ipynb #bd6f3641
-def _compress(path:Path, outputs_dir:Path)->Outcome:
-    "The archive with its checksums."
-    archive = pack(path, outputs_dir=outputs_dir)
-    detail = f'{_show(archive.path)}, {archive.ratio:.0%} of {human_bytes(archive.source_bytes)}; .md5 and .sha256 beside it'
-    return Outcome(archive, detail, archive.bytes, archive.reused)
+def _compress(paths:list[Path], outputs_dir:Path)->Outcome: # With the archives
+    "The archives with their checksums."
+    archives = [pack(path, outputs_dir=outputs_dir) for path in paths]
+    detail = '; '.join(f'{_show(each.path)}, {each.ratio:.0%} of {human_bytes(each.source_bytes)}' for each in archives)
+    return Outcome(archives, f'{detail}; .md5 and .sha256 beside it', sum(each.bytes for each in archives), all(each.reused for each in archives))
 
-def _test(path:Path)->Outcome:
-    "Does it transcribe with the network denied?"
-    found = offline_test(path).require()
-    figures = f'loaded in {found.load_seconds:.1f} s, RTFx {found.rtfx:.1f}, peak memory {human_bytes(found.peak_memory)}'
-    return Outcome(found, f'{found.backend} heard “{found.text}”; {figures}')
+def _test(paths:list[Path], stop:Event)->Outcome: # With the tests' results
+    "Do they transcribe with the network denied?"
+    found = [offline_test(path, stop=stop).require() for path in paths]
+    return Outcome(found, '; '.join(f'{each.backend} heard “{each.text}”: loaded in {each.load_seconds:.1f} s, RTFx {each.rtfx:.1f}, peak memory {human_bytes(each.peak_memory)}' for each in found))
 
 def _show(path:Path)->str:
     "A path as the reader would type it."
@@ -62,54 +66,48 @@ def _final_names(text:str)->str:
 
 # %% ../nbs/api/15_prepare.ipynb #e09a7392
 STEPS = ('download', 'verify', 'convert', 'compress', 'offline test') # In order
+_SKIPS = {'convert': 'no_convert', 'compress': 'skip_compress', 'offline test': 'skip_test'} # Step → the parameter that skips it
 
-@dataclass(frozen=True)
-class _Job:
-    "What was asked for."
-    model: str
-    revision: Optional[str]
-    quantization: str
-    no_convert: bool
-    skip_compress: bool
-    skip_test: bool
-    fresh: bool
-    models_dir: str
-    outputs_dir: str
-
-    @property
-    def skipped(self)->dict: # Step → the option that skips it
-        asked = {'convert': ('--no-convert', self.no_convert), 'compress': ('--skip-compress', self.skip_compress), 'offline test': ('--skip-test', self.skip_test)}
-        return {name: option for name, (option, given) in asked.items() if given}
+def _skipped(job:SimpleNamespace)->dict: # Step → the option as it was written
+    "The steps that are not wanted."
+    return {step: f"--{name.replace('_', '-')}" for step, name in _SKIPS.items() if getattr(job, name)}
 
 # %% ../nbs/api/15_prepare.ipynb #5f27011a
-def _check(job:_Job)->Source:
+def _check(job:SimpleNamespace)->Source:
     "Refuse what cannot work, before anything is touched."
     source = resolve(job.model)
-    if job.quantization not in QUANTIZATIONS:
-        raise RequestError(f"there is no quantization '{job.quantization}'", f"choose one of: {', '.join(QUANTIZATIONS)}")
+    job.quantizations = parse_quantizations(job.quantization)
     require_writable(job.models_dir, '--models-dir')
     require_writable(job.outputs_dir, '--outputs-dir')
     return source
 
 # %% ../nbs/api/15_prepare.ipynb #3be118f3
-def _product(made:dict)->Path|None:
-    "The model a run delivers: the converted one where there is one."
-    return made.get('convert') or made.get('download')
+def _do(name:str, work, job:SimpleNamespace, live:Live, made:dict)->bool: # Did it go well?
+    "Do one step, unless it was skipped; its result goes into `made`."
+    if name in _skipped(job): step = Step(name, 'skipped', _skipped(job)[name])
+    else: step, made[name] = run_step(name, work)
+    live.update(replace(step, detail=_final_names(step.detail), advice=_final_names(step.advice)))
+    return step.status != 'failed'
 
-def _run_steps(job:_Job, models_dir:Path, outputs_dir:Path, live:Live)->dict: # Step → its result
+def _run_steps(job:SimpleNamespace, models_dir:Path, outputs_dir:Path, live:Live)->dict: # Step → its result
     "Do the steps that were not skipped, up to the first failure."
-    made = {}
-    work = {'download': lambda: _download(job.model, job.revision, models_dir),
-        'verify': lambda: _verify(made['download']),
-        'convert': lambda: _convert(made['download'], job.quantization),
-        'compress': lambda: _compress(_product(made), outputs_dir),
-        'offline test': lambda: _test(_product(made))}
-    for name in STEPS:
-        if name in job.skipped: step = Step(name, 'skipped', job.skipped[name])
-        else: step, made[name] = run_step(name, work[name])
-        live.update(replace(step, detail=_final_names(step.detail), advice=_final_names(step.advice)))
-        if step.status == 'failed': break
+    made, known, stop = {}, KnownHashes(), Event()
+    first = {'download': lambda: _download(job.model, job.revision, models_dir, known),
+        'verify': lambda: _verify(made['download'], known),
+        'convert': lambda: _convert(made['download'], job.quantizations, known)}
+    if not all(_do(name, work, job, live, made) for name, work in first.items()): return made
+    with ThreadPoolExecutor(1) as beside:
+        testing = beside.submit(_do, 'offline test', lambda: _test(_products(made), stop), job, live, made)
+        try: _do('compress', lambda: _compress(_products(made), outputs_dir), job, live, made)
+        except BaseException:
+            stop.set()
+            raise
+        testing.result()
     return made
+
+def _products(made:dict)->list[Path]:
+    "The models a run delivers: the converted ones where there are any."
+    return made.get('convert') or [made['download']]
 
 # %% ../nbs/api/15_prepare.ipynb #f41518d5
 def _fresh_places(models_dir:Path, outputs_dir:Path, dirname:str)->tuple[Path,Path]: # For models, for outputs
@@ -117,7 +115,7 @@ def _fresh_places(models_dir:Path, outputs_dir:Path, dirname:str)->tuple[Path,Pa
     mark = hashlib.sha256(str(models_dir.resolve()).encode()).hexdigest()[:8]
     return models_dir/'.fresh'/dirname, outputs_dir/'.fresh'/f'{dirname}-{mark}'
 
-def _publish_fresh(job:_Job, models:Path, outputs:Path):
+def _publish_fresh(job:SimpleNamespace, models:Path, outputs:Path):
     "Give what a fresh run made its final names."
     for model in models.glob('[!.]*'):
         with locked(Path(job.models_dir)/model.name): publish_directory(model, Path(job.models_dir)/model.name)
@@ -135,7 +133,7 @@ def _remove(places:tuple):
         except OSError: pass
 
 # %% ../nbs/api/15_prepare.ipynb #2f6de9af
-def _work(job:_Job, source:Source, live:Live)->dict: # As from `_run_steps`
+def _work(job:SimpleNamespace, source:Source, live:Live)->dict: # As from `_run_steps`
     "Run the steps in place or, when starting over, beside the old model."
     models_dir, outputs_dir = Path(job.models_dir), Path(job.outputs_dir)
     places = _fresh_places(models_dir, outputs_dir, source.dirname)
@@ -143,7 +141,7 @@ def _work(job:_Job, source:Source, live:Live)->dict: # As from `_run_steps`
         if not job.fresh:
             _remove(places) # what a killed run may have left
             return _run_steps(job, models_dir, outputs_dir, live)
-        for name in (source.dirname, converted_dirname(source.dirname, job.quantization)): require_replaceable(models_dir/name)
+        for name in (source.dirname, *(converted_dirname(source.dirname, each) for each in job.quantizations)): require_replaceable(models_dir/name)
         made = _run_steps(job, *places, live)
         failed = [step.name for step in live.steps if step.status == 'failed']
         if not failed: _publish_fresh(job, *places)
@@ -153,19 +151,19 @@ def _work(job:_Job, source:Source, live:Live)->dict: # As from `_run_steps`
 # %% ../nbs/api/15_prepare.ipynb #059b1b69
 _PROOF = ('backend', 'device', 'compute_type', 'text', 'load_seconds', 'transcribe_seconds', 'rtfx', 'peak_memory') # What the offline test found
 
-def _results(made:dict, job:_Job)->dict:
-    "What a program wants to know of a run."
-    archive, test = made.get('compress'), made.get('offline test')
-    results = {'model': str(Path(job.models_dir)/_product(made).name)} if _product(made) else {}
-    if archive: results |= {'archive': str(Path(job.outputs_dir)/archive.path.name), 'bytes': archive.bytes, 'md5': archive.md5, 'sha256': archive.sha256}
-    if test: results |= {name: getattr(test, name) for name in _PROOF}
+def _results(made:dict, job:SimpleNamespace)->list[dict]:
+    "What a program wants to know of a run: one entry for each model."
+    results = [{'model': str(Path(job.models_dir)/path.name)} for path in (_products(made) if 'download' in made and made['download'] else [])]
+    for result, archive in zip(results, made.get('compress') or ()):
+        result |= {'archive': str(Path(job.outputs_dir)/archive.path.name), 'bytes': archive.bytes, 'md5': archive.md5, 'sha256': archive.sha256}
+    for result, test in zip(results, made.get('offline test') or ()): result |= {name: getattr(test, name) for name in _PROOF}
     return results
 
 # %% ../nbs/api/15_prepare.ipynb #e31e9677
 def prepare(
     model:str=DEFAULT_MODEL, # Checkpoint: a Hub repository, a short name (large-v3), a directory, or demo
     revision:Optional[str]=None, # Branch, tag or commit at the Hub
-    quantization:str='float16', # Type the converted weights are stored in
+    quantization:str='float16', # Type the converted weights are stored in; several: float16,int8
     no_convert:bool=False, # Leave the model in Transformers format
     skip_compress:bool=False, # Make no archive
     skip_test:bool=False, # Do not test offline
@@ -175,12 +173,12 @@ def prepare(
 )->Report: # What each step did; `.ok` says whether all passed
     "Download, verify, convert, compress and test a Whisper checkpoint."
     parameters = check_arguments(prepare, locals().copy())
-    job = _Job(**parameters)
-    source, started = _check(job), utc_now()
+    job = SimpleNamespace(**parameters)
+    source, started, start = _check(job), utc_now(), perf_counter()
     live = Live(f'prepare {source.name}', list(STEPS))
     made = _work(job, source, live)
     stem = Path(outputs_dir)/f"prepare-{source.dirname}-{started.replace('-', '').replace(':', '')}"
-    results = _results(made, job) | {'report': f'{stem}.html'}
-    report = Report(live.title, tuple(live.steps), parameters, started, results, environment())
+    results = {'models': _results(made, job), 'report': f'{stem}.html'}
+    report = Report(live.title, tuple(live.steps), parameters, started, results, environment(), perf_counter() - start)
     save_report(report, stem)
     return report

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import cache
 from html import escape
 from pathlib import Path
+from threading import Lock, RLock
 from time import perf_counter
 from typing import Any
 
@@ -69,6 +71,14 @@ def run_step(
     return Step(name, status, outcome.detail, perf_counter() - start, outcome.size), outcome.result
 
 # %% ../nbs/api/02_report.ipynb #f5c41b19
+def _lines(results:dict)->list[str]:
+    "Results as lines of text; a list of results as one block after the other."
+    lines = []
+    for name, value in results.items():
+        if isinstance(value, list): lines += [line for each in value for line in _lines(each)]
+        else: lines.append(f'  {name:<20}{value:.3g}' if isinstance(value, float) else f'  {name:<20}{value}')
+    return lines
+
 @dataclass(frozen=True)
 class Report:
     "A run: what was asked, what each step did, with which versions."
@@ -76,8 +86,9 @@ class Report:
     steps: tuple # Of `Step`, in order
     parameters: dict = field(default_factory=dict) # As they were given
     started: str = '' # Time in UTC, ISO 8601
-    results: dict = field(default_factory=dict) # What a program wants to know: paths, hashes, figures
+    results: dict = field(default_factory=dict) # What a program wants to know: paths, hashes, figures; for several models a list of such
     environment: dict = field(default_factory=dict) # Versions and machine
+    wall_seconds: float|None = None # Of the whole run: steps that ran side by side count once; None: the sum of the steps
 
     @property
     def ok(self)->bool: return not self.failures
@@ -86,7 +97,7 @@ class Report:
     @property
     def exit_code(self)->int: return max((step.exit_code for step in self.failures), default=0)
     @property
-    def seconds(self)->float: return sum(step.seconds or 0 for step in self.steps)
+    def seconds(self)->float: return sum(step.seconds or 0 for step in self.steps) if self.wall_seconds is None else self.wall_seconds
     @property
     def verdict(self)->str: # The last line
         if self.failures: return f"failed at: {', '.join(step.name for step in self.failures)}"
@@ -99,7 +110,7 @@ class Report:
 
     @property
     def summary(self)->str: # What the command prints when the steps were already shown
-        return '\n'.join([self.verdict, *(f'  {name:<20}{value:.3g}' if isinstance(value, float) else f'  {name:<20}{value}' for name, value in self.results.items())])
+        return '\n'.join([self.verdict, *_lines(self.results)])
 
     def __str__(self): return '\n'.join([self.title, *map(str, self.steps), self.verdict])
     def to_json(self)->str: return json.dumps({**asdict(self), 'ok': self.ok, 'seconds': self.seconds}, indent=1, ensure_ascii=False) + '\n'
@@ -154,7 +165,9 @@ def report_page(
     report:Report, # A run
 )->str: # A whole HTML page without outside references
     "The run as one page: the verdict first, then the steps, the parameters and the versions."
-    parts = [('Parameters', report.parameters), ('Results', report.results), ('Versions and machine', report.environment)]
+    lists = [(name[:-1].capitalize(), each) for name, value in report.results.items() if isinstance(value, list) for each in value]
+    plain = {name: value for name, value in report.results.items() if not isinstance(value, list)}
+    parts = [*lists, ('Parameters', report.parameters), ('Results', plain), ('Versions and machine', report.environment)]
     sections = ''.join(f'<h2>{title}</h2>{_facts(facts)}' for title, facts in parts if facts)
     return page_around(report.title, f"<h1>{'✅' if report.ok else '❌'} {escape(report.title)}</h1><p>{escape(report.started)}</p>{report_table(report)}{sections}")
 
@@ -170,18 +183,71 @@ def save_report(
     return list(files)
 
 # %% ../nbs/api/02_report.ipynb #a0b39da4
-def _line_progress(pause:float=5):
-    "A progress bar that prints a whole line now and then, `pause` seconds apart, for logs."
+def _shortened(
+    label:str, # What is being done
+    width:int, # Characters it may take
+)->str:
+    "A label that leaves room for the figures: its middle is cut out."
+    keep = max(width, 10)
+    return label if len(label) <= keep else f'{label[:keep//2]}…{label[len(label) - keep + keep//2 + 1:]}'
+
+@cache
+def _terminal_bar():
+    "tqdm's bar, for several threads, and hidden until its delay has passed."
     from tqdm.std import tqdm
-    class Lines(tqdm):
-        start_t, delay, next_line = float('inf'), 0, None # until tqdm sets them
-        monitor_interval = 0 # no thread that redraws bars
+    class Bar(tqdm):
+        _lock, monitor_interval = RLock(), 0 # one lock for all bars; no thread that redraws them
+        @property
+        def format_dict(self):
+            values = super().format_dict
+            return values | dict(prefix=_shortened(values['prefix'].removesuffix(': '), (values['ncols'] or 1000) - 45))
+        def update(self, n=1):
+            with self._lock: return super().update(n)
         def display(self, msg=None, pos=None):
-            if msg == '' or self._time() < (self.next_line or self.start_t + self.delay): return
-            self.next_line = self._time() + pause
-            print(str(self), file=sys.stderr, flush=True)
+            if msg is None and self._time() < getattr(self, 'start_t', float('inf')) + self.delay: return
+            if msg is None: self.delay = 0 # seen from now on, so it is wiped out at the end
+            return self.draw(msg, pos)
+        def draw(self, msg, pos):
+            drawn = super().display(msg, pos)
+            if msg == '': self.fp.write('\r') # the next line starts at the left
+            return drawn
+    return Bar
+
+# %% ../nbs/api/02_report.ipynb #3dba6a99
+_LOG_FORMAT = '{desc}: {percentage:.0f}%, {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left'
+_LOG_FORMAT_OPEN = '{desc}: {n_fmt}, {rate_fmt}, {elapsed} so far' # When the end is not known
+
+@cache
+def _log_bar():
+    "A bar that prints a line now and then."
+    class Lines(_terminal_bar()):
+        next_line, pause = 0, 5 # s
+        def draw(self, msg, pos):
+            if msg == '' or self._time() < self.next_line: return
+            self.next_line = self._time() + self.pause
+            sys.stderr.write(f'{self}\n') # in one piece: another thread may be writing, too
+            sys.stderr.flush()
     return Lines
 
+# %% ../nbs/api/02_report.ipynb #c728ef28
+def _bar_html(bar)->dict[str,str]: # Type of content → content
+    "How a bar looks in a notebook."
+    value = f"value='{bar.n}' max='{bar.total}'" if bar.total else ''
+    return {'text/plain': str(bar), 'text/html': f"<progress {value} style='width:14em;vertical-align:middle'></progress> <code>{escape(str(bar))}</code>"}
+
+@cache
+def _notebook_bar():
+    "A bar that is redrawn in its own place of a notebook."
+    class NotebookBar(_terminal_bar()):
+        handle = None
+        def draw(self, msg, pos):
+            from IPython.display import display
+            content = _bar_html(self) if msg is None else {'text/plain': '', 'text/html': ''}
+            if self.handle: self.handle.update(content, raw=True)
+            elif msg is None: self.handle = display(content, raw=True, display_id=True)
+    return NotebookBar
+
+# %% ../nbs/api/02_report.ipynb #0b3a7407
 def in_notebook()->bool:
     "Is this code running in a Jupyter kernel?"
     kernel = sys.modules.get('ipykernel.kernelapp')
@@ -190,19 +256,15 @@ def in_notebook()->bool:
 def progress(
     total:int|None, # Amount of work; None: unknown
     description:str, # What is being done
-    unit:str = 'B', # Unit of `total`; 'B' is shown as kB, MB, …
+    unit:str = 'B', # Unit of `total`; 'B' is shown as kB, MB, …; '': nothing is counted, only the time is shown
     delay:float = 1, # Seconds before anything is shown
 ):
     "A progress bar with `update(amount)`, to be used in a `with` block."
-    scaled = unit == 'B'
-    options = dict(total=total, desc=description, unit=unit, unit_scale=scaled, delay=delay, leave=False, disable=bool(os.environ.get('TQDM_DISABLE')))
-    if in_notebook():
-        from tqdm.auto import tqdm
-        return tqdm(**options)
-    if sys.stderr.isatty():
-        from tqdm.std import tqdm
-        return tqdm(**options, dynamic_ncols=True)
-    return _line_progress()(**options, ncols=80, file=io.StringIO())
+    options = dict(total=total, desc=description, unit=unit, unit_scale=unit == 'B', delay=delay, leave=False, miniters=0, disable=bool(os.environ.get('TQDM_DISABLE')))
+    clock, terminal = None if unit else '{desc}: {elapsed}', sys.stderr.isatty()
+    if terminal and not in_notebook(): return _terminal_bar()(**options, bar_format=clock, dynamic_ncols=True)
+    lines = clock or (_LOG_FORMAT if total else _LOG_FORMAT_OPEN)
+    return (_notebook_bar() if in_notebook() else _log_bar())(**options, bar_format=lines, file=io.StringIO(), mininterval=0.25)
 
 # %% ../nbs/api/02_report.ipynb #5d5440d4
 @contextmanager
@@ -227,16 +289,17 @@ class Live:
         title:str, # As in `Report`
         names:list[str], # All steps, in order
     ):
-        self.title,self.steps,self.handle = title,[Step(name) for name in names],None
+        self.title,self.steps,self.handle,self.lock = title,[Step(name) for name in names],None,Lock()
         self._show(title)
 
     def update(self, step:Step):
         "Put in what a step did."
-        self.steps = [step if each.name == step.name else each for each in self.steps]
-        self._show(str(step))
+        with self.lock:
+            self.steps = [step if each.name == step.name else each for each in self.steps]
+            self._show(str(step))
 
     def _show(self, line:str):
-        if not in_notebook(): return print(line, file=sys.stderr, flush=True)
+        if not in_notebook(): return _terminal_bar().write(line, file=sys.stderr)
         from IPython.display import display
         report = Report(self.title, tuple(self.steps))
         if self.handle: self.handle.update(report)

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .errors import CheckError, RequestError
-from .files import MANIFEST_NAME, Manifest, hash_files, human_bytes, is_safe_name, read_manifest
+from .files import KnownHashes, MANIFEST_NAME, Manifest, hash_files, human_bytes, is_safe_name, read_manifest
 from .formats import INDEX_NAME, FormatError, Weights, damaged, read_json, read_model_bin, read_safetensors, read_shards
 from .layout import (Dimensions, SpecialTokens, TIMESTAMPS, compare_shapes, config_dimensions, ctranslate2_shapes, read_tokens, special_tokens,
     transformers_shapes, weights_dimensions, whole_number)
@@ -84,8 +84,8 @@ _PICKLES = ('pytorch_model.bin', 'pytorch_model.bin.index.json') # Python object
 # %% ../nbs/api/05_verify.ipynb #407b9b45
 class _Model:
     "What a directory holds; each part is read once, when it is first asked for."
-    def __init__(self, path:Path):
-        self.path,self.format = path,_format({entry.name for entry in path.iterdir() if not entry.is_dir()})
+    def __init__(self, path:Path, known:KnownHashes|None=None):
+        self.path,self.known,self.format = path,known,_format({entry.name for entry in path.iterdir() if not entry.is_dir()})
         self.entries = _entries(path) if self.format else {} # A whole home directory, given by mistake, is not searched
         self.files = tuple(name for name, mode in self.entries.items() if stat.S_ISREG(mode))
 
@@ -213,7 +213,7 @@ def _differences(model:_Model, manifest:Manifest)->list:
     both = sorted(found.keys() & manifest.files.keys())
     texts += [f'{name} has {found[name]} bytes, not {manifest.files[name].size}' for name in both if found[name] != manifest.files[name].size]
     same = [name for name in both if found[name] == manifest.files[name].size]
-    with progress(sum(found[name] for name in same), 'verify') as bar: digests = hash_files(model.path, same, bar.update)
+    with progress(sum(found[name] for name in same), 'verify') as bar: digests = hash_files(model.path, same, bar.update, known=model.known)
     return sorted(texts) + [f'{name} has other bytes than when it was made (SHA-256)' for name in same if digests[name] != manifest.files[name].sha256]
 
 def _check_integrity(model:_Model)->str:
@@ -453,9 +453,10 @@ def _parameters(model:_Model)->int|None:
 
 def verify(
     path:str|Path, # A model's directory
+    known:KnownHashes|None = None, # What this run has hashed already and need not read again
 )->Verification:
     "Look at everything that can be known of a model without loading it; nothing is written and nothing is asked of the network."
-    model = _Model(_existing(path))
+    model = _Model(_existing(path), known)
     if model.format is None:
         return Verification(Path(path), None, (Check('files', False, 'neither a Transformers nor a CTranslate2 model: no config.json and no weights', _remedy(model)),), bytes=_size(model))
     checks = tuple(_run(model, *check) for check in _CHECKS)
@@ -469,8 +470,9 @@ class VerifyError(CheckError):
 
 def require_verified(
     path:str|Path, # A model's directory
+    known:KnownHashes|None = None, # As in `verify`
 )->Verification: # What was found, when nothing failed
     "Verify a model; `VerifyError` with the first failure and its fix."
-    found = verify(path)
+    found = verify(path, known)
     for check in found.failures: raise VerifyError(f'{Path(path).name} does not verify: {check.name}: {check.detail}', check.fix)
     return found
