@@ -6,15 +6,15 @@
 __all__ = ['Download', 'damaged_files', 'rewrite_pickled', 'download']
 
 # %% ../nbs/api/04_hub.ipynb #027d07d8
-import logging, os, shutil
+import logging, shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import CheckError, RequestError, StepError, explain
+from .errors import CheckError, RequestError, StepError
 from .files import (KnownHashes, MANIFEST_NAME, Manifest, build_manifest, clear_staging, hash_files, human_bytes, locked, publish_directory, read_manifest,
     require_space, staging_path, write_atomic)
-from .mirror import describe, read_model, serving
+from .mirror import read_model
 from .models import DEMO, DEMO_DIR, Source, near_names, resolve
 from .origin import CONFIG, ask_hub, check_config, choose_files, connection, local_origin, no_hub, refuse_foreign, shown
 from .report import progress

@@ -16,8 +16,8 @@ from urllib.parse import quote
 from . import __version__
 from .errors import CheckError, RequestError, StepError
 from .files import CHUNK, hash_file, read_manifest
-from .mirror import HubFile, card_license, describe, read_model, serving
-from .models import DEMO, DEMO_DIR, Source, resolve
+from .mirror import HubFile, card_license, describe, serving
+from .models import DEMO, DEMO_DIR, Source
 
 # %% ../nbs/api/04_origin.ipynb #f918c2e5
 CONFIG = 'config.json' # The one file by which a Whisper model is known

@@ -56,7 +56,7 @@ class HashedFile:
 
     def _start(self, name:str, function:Callable, *arguments):
         "Give a thread its next job when it has done the last one: there are never more than two pieces in memory."
-        if name in self._jobs: self._jobs[name].result()
+        self._wait(name)
         self._jobs[name] = self._pools[name].submit(function, *arguments)
 
     def _write(self, view:memoryview):
@@ -66,17 +66,20 @@ class HashedFile:
         self._flushed = self.size
         self._start('flush', sync, self.path)
 
+    def _wait(self, name:str):
+        if name in self._jobs: self._jobs[name].result()
+
     def sha256(self)->str: # Of what has been written so far
-        self._jobs['hash'].result()
+        self._wait('hash')
         return self._hash.hexdigest()
 
     def __enter__(self): return self
     def __exit__(self, kind, *_):
         try:
             if kind is None:
-                self._jobs['write'].result()
+                self._wait('write')
                 self._flush()
-                self._jobs['flush'].result()
+                self._wait('flush')
         finally:
             for pool in self._pools.values(): pool.shutdown()
             self._file.close()

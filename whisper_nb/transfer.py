@@ -16,7 +16,7 @@ from time import time
 
 from .errors import StepError, explain
 from .files import CHUNK, human_bytes
-from .mirror import HubFile, describe
+from .mirror import HubFile
 from .report import progress
 
 _log = logging.getLogger(__name__)

@@ -23,7 +23,6 @@ def _new_file(
     "A new file in the directory that is being built."
     path.parent.mkdir(parents=True, exist_ok=True)
     file = HashedFile(path)
-    file.write(b'') # a file that stays empty has a hash, too
     return file
 
 @contextmanager

@@ -9,7 +9,7 @@ __all__ = ['part_names', 'scalars', 'TensorFiles', 'Variable', 'variables', 'sto
 # %% ../nbs/api/06_weights.ipynb #1f7a4694
 import os, re, struct
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -278,9 +278,10 @@ def _write_variable(variable:Variable, source:TensorFiles, targets:list[ModelBin
         values = variable.read(source, rows)
         return values.size, [encode(values, target.types[variable.name], target.quantization, scale) for target, scale in zip(targets, scales)]
     for target in targets: target.begin(variable)
-    for count, results in map_ahead(work, variable.blocks(), threads):
-        for target, result in zip(targets, results): target.add(*result)
-        advance(count * variable.bytes // prod(variable.shape))
+    with closing(map_ahead(work, variable.blocks(), threads)) as blocks:
+        for count, results in blocks:
+            for target, result in zip(targets, results): target.add(*result)
+            advance(count * variable.bytes // prod(variable.shape))
     for target, scale in zip(targets, scales): target.end(variable, scale)
 
 # %% ../nbs/api/06_weights.ipynb #43fed2e8
