@@ -133,6 +133,21 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     done = subprocess.run([sys.executable, '-I', '-S', '-c', launcher, sys.executable, '-c', code, str(source)], capture_output=True, text=True, check=True)
     assert int(done.stdout) * 1024 < 200_000_000, done.stdout
 
+def test_float64(tmp_path):
+    "No model is published so, but some are saved so: taken as float32, in every quantization."
+    source = make_checkpoint(tmp_path/'tiny', dtype='float64')
+    for made in convert_all(source, QUANTIZATIONS): assert verify(made.path).ok and 'float64' not in read_model_bin(made.path/'model.bin').dtypes
+
+def test_what_a_killed_run_left_does_not_count_as_used(source, monkeypatch):
+    "The disk has room for the model only when the half of it in the staging directory is removed first."
+    import whisper_nb.files as files
+    staging = staging_path(source.parent/'tiny-ct2-float16')
+    staging.mkdir(parents=True)
+    (staging/'model.bin').write_bytes(bytes(30_000_000))
+    free = lambda path: 31_000_000 - sum(each.stat().st_size for each in source.parent.glob('.staging/*/*'))
+    monkeypatch.setattr(files, 'free_bytes', free)
+    assert verify(convert(source).path).ok
+
 def test_several_at_once(source):
     both = convert_all(source, ('int8', 'float16'))
     assert [made.quantization for made in both] == ['int8', 'float16'] and not any(made.reused for made in both)

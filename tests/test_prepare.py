@@ -178,7 +178,8 @@ def test_archive_and_test_run_side_by_side_and_both_end(prepared, tmp_path, monk
     assert 'archive' in report.results['models'][0] and 'text' not in report.results['models'][0]
 
 
-def test_ctrl_c_ends_the_test_too(tmp_path):
+@pytest.mark.parametrize('options', [[], ['--skip-compress']], ids=['while packing', 'while only the test runs'])
+def test_ctrl_c_ends_the_test_too(options):
     "SIGINT to the command alone, while archive and test run side by side: it ends at once, and so does the test's child."
     code = """
 import sys, time
@@ -190,13 +191,14 @@ module.pack = slow
 import whisper_nb.offline
 whisper_nb.offline._CHILD = whisper_nb.offline._CHILD.replace('import json', 'import json, time; time.sleep(60)', 1)
 from whisper_nb.cli import main
-main(['prepare', 'demo'])
+main(['prepare', 'demo', *sys.argv[1:]])
 """
-    run = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listen_to_ctrl_c)
-    assert run.stdout.readline() == 'packing\n'
-    time.sleep(2)
-    children = psutil.Process(run.pid).children(recursive=True)
+    run = subprocess.Popen([sys.executable, '-c', code, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listen_to_ctrl_c)
+    end = time.monotonic() + 60
+    while not (children := [child for child in psutil.Process(run.pid).children(recursive=True) if 'time.sleep(60)' in ' '.join(child.cmdline())]) and time.monotonic() < end: time.sleep(0.1)
     assert children
+    if not options: assert run.stdout.readline() == 'packing\n'
+    time.sleep(1)
     run.send_signal(signal.SIGINT)
     start = time.monotonic()
     _, told = run.communicate(timeout=30)

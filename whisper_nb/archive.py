@@ -129,7 +129,7 @@ class TarReader:
 
     def finish(self):
         "Read to the very end: only the zeros that fill the last record may follow the end mark."
-        left = PIECE - len(self.held)
+        left = PIECE
         for block in chain([self.held], self.blocks):
             if (left := left - len(block)) < 0 or any(block): raise refused('something follows its end mark')
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .errors import CheckError, RequestError
 from .files import CHUNK
-from .streams import map_ahead
+from .streams import keep_freed_memory, map_ahead
 
 # %% ../nbs/api/07_compression.ipynb #553e395a
 PIECE = 1 << 20 # Bytes that are packed at a time
@@ -111,15 +111,13 @@ def format_of(path:Path)->Format:
     raise RequestError(f"'{Path(path).name}' is not an archive this program makes", f"its name must end in .{' or .'.join(FORMATS)}")
 
 # %% ../nbs/api/07_compression.ipynb #bca5187b
-def _keep_freed_memory(): bytearray(16 * PIECE) # glibc keeps blocks smaller than the largest it got back; see above
-
 def packed(
     blocks:Iterable, # Of bytes, of any sizes
     format:Format, # Of the archive
     threads:int|None = None, # None: as many as `map_ahead` takes; the bytes do not depend on it
 )->Iterator[bytes]: # The archive, piece by piece
     "Pack bytes, several pieces at a time."
-    _keep_freed_memory()
+    keep_freed_memory()
     return map_ahead(format.pack, cut(blocks), threads)
 
 # %% ../nbs/api/07_compression.ipynb #0c775958
@@ -180,7 +178,7 @@ def unpacked(
     threads:int|None = None, # As for `packed`
 )->Iterator[bytes]: # Blocks of at most `PIECE` bytes
     "Unpack an archive, several pieces at a time when it was written so."
-    _keep_freed_memory()
+    keep_freed_memory()
     head = file.read(format.head)
     if format.size(head) is not None:
         with closing(ahead(_heads_and_pieces(file, format, head))) as pieces:

@@ -18,6 +18,7 @@ from .files import (KnownHashes, MANIFEST_NAME, Manifest, build_manifest, clear_
 from .formats import read_json
 from .layout import TIMESTAMPS, config_dimensions, read_tokens, special_tokens
 from .models import CHECKPOINTS, converted_dirname, parse_quantizations
+from .report import progress
 from .verify import read_features, require_verified, verify
 from .weights import write_weights
 
@@ -100,10 +101,11 @@ def _json(value)->str: return json.dumps(value, indent=2, ensure_ascii=False, so
 
 def complete(
     source:Path, # A Transformers model
-    target:Path, # Holds model.bin
+    targets:list[Path], # Hold the weights, in one quantization or another
     manifest:Manifest, # Of the source
 )->tuple: # Notes on what the source lacked and where it came from instead
     "Write the other files faster-whisper needs, and copy what says how the model may be used."
+    target, *others = targets
     config, notes = settings(source, manifest)
     features, note = spectrogram(source)
     (target/'config.json').write_text(_json(config), encoding='utf-8')
@@ -115,6 +117,9 @@ def complete(
         notes.append('tokenizer.json built from vocab.json and merges.txt')
     for name in list_files(source):
         if _LICENCE.fullmatch(name): shutil.copyfile(source/name, target/name)
+    for other in others:
+        for name in list_files(target):
+            if not (other/name).exists(): shutil.copyfile(target/name, other/name)
     return tuple(notes + [note] * bool(note))
 
 # %% ../nbs/api/06_convert.ipynb #dc095b3f
@@ -148,7 +153,9 @@ def _check_request(source:Path, quantization:str, destination:Path):
 
 def _source_manifest(source:Path, known:KnownHashes)->Manifest:
     "The source's manifest; made on the spot for a directory that has none."
-    return read_manifest(source) or build_manifest(source, source.name, 'transformers', dict(kind='local', name=source.name), known=known)
+    if found := read_manifest(source): return found
+    with progress(sum((source/name).stat().st_size for name in list_files(source)), f'hash {source.name}') as bar:
+        return build_manifest(source, source.name, 'transformers', dict(kind='local', name=source.name), known=known, advance=bar.update)
 
 # %% ../nbs/api/06_convert.ipynb #381bfd1a
 def _same_making(destination:Path, manifest:Manifest, quantization:str)->bool:
@@ -166,29 +173,28 @@ def _reusable(destination:Path, manifest:Manifest, quantization:str, known:Known
 # %% ../nbs/api/06_convert.ipynb #0313f865
 _SHARE = dict(float32=4, int16=2, float16=2, bfloat16=2) # Bytes per parameter; the rest are int8 with some scales
 
-def _describe(source:Path, staging:Path, name:str, manifest:Manifest, quantization:str, known:KnownHashes)->tuple:
-    "All that a model needs beside its weights; the notes on what the source lacked."
-    notes = complete(source, staging, manifest)
+def _describe(staging:Path, name:str, manifest:Manifest, quantization:str, known:KnownHashes):
+    "Write the manifest, and verify."
     made = build_manifest(staging, name, 'ctranslate2', manifest.source, quantization, _made_from(manifest), known=known)
     write_atomic(staging/MANIFEST_NAME, made.to_json())
     require_verified(staging, known)
-    return notes
 
 def _make(source:Path, destinations:dict, manifest:Manifest, parameters:int, known:KnownHashes)->tuple:
     "Build the models (quantization → directory) and publish them; the notes on what the source lacked."
     needed = sum(parameters * _SHARE.get(quantization, 1.2) + 20_000_000 for quantization in destinations)
     stagings = {quantization: staging_path(path) for quantization, path in destinations.items()}
+    for path in destinations.values(): clear_staging(path) # what a killed run left would count as used
     require_space(next(iter(destinations.values())), int(needed), 'the conversion')
     try:
-        for path in destinations.values(): clear_staging(path)
         for staging in stagings.values(): staging.mkdir(parents=True)
         digests = write_weights(source, {quantization: staging/'model.bin' for quantization, staging in stagings.items()})
         for quantization, staging in stagings.items(): known.put(staging/'model.bin', digests[quantization])
-        notes = [_describe(source, staging, destinations[quantization].name, manifest, quantization, known) for quantization, staging in stagings.items()]
+        notes = complete(source, list(stagings.values()), manifest)
+        for quantization, staging in stagings.items(): _describe(staging, destinations[quantization].name, manifest, quantization, known)
         for quantization, staging in stagings.items(): publish_directory(staging, destinations[quantization])
     finally:
         for path in destinations.values(): clear_staging(path)
-    return notes[0]
+    return notes
 
 # %% ../nbs/api/06_convert.ipynb #36149e5d
 def convert_all(

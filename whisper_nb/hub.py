@@ -70,20 +70,22 @@ def damaged_files(
     return [name for name, record in manifest.files.items() if digests.get(name) != record.sha256]
 
 # %% ../nbs/api/04_hub.ipynb #0f5ddc4f
-def _answers(manifest:Manifest, source:Source, revision:str|None, allow_pickle:bool)->bool:
+def _answers(manifest:Manifest, source:Source, revision:str|None, allow_pickle:bool, known:KnownHashes)->bool:
     "Is this what was asked for?"
     if source.kind == 'hub': return revision in (None, manifest.source.get('commit'))
     if source.kind == 'demo' and revision in (None, 'main', manifest.source.get('commit')): return manifest.source.get('commit') == read_model(DEMO, DEMO_DIR).commit
     if source.kind == 'demo': return False
     origin = local_origin(source.path)
-    digests = hash_files(source.path, list(choose_files(origin.names, origin.title, allow_pickle)))
+    names = list(choose_files(origin.names, origin.title, allow_pickle))
+    with progress(sum((source.path/name).stat().st_size for name in names), f'hash {origin.title}') as bar:
+        digests = hash_files(source.path, names, bar.update, known=known)
     return digests == {name: record.sha256 for name, record in manifest.files.items()}
 
 @contextmanager
-def _origin(source:Source, revision:str|None, endpoint:str|None, token, waits:tuple):
+def _origin(source:Source, revision:str|None, endpoint:str|None, token, waits:tuple, known:KnownHashes):
     "The origin of a checkpoint, ready to be asked for files."
     import httpx2
-    if source.kind == 'local': yield local_origin(source.path)
+    if source.kind == 'local': yield local_origin(source.path, known)
     else:
         with connection(source, endpoint, token) as reached:
             try: yield patiently(lambda: ask_hub(source, revision, *reached), waits, once=(httpx2.ConnectError, httpx2.ConnectTimeout))
@@ -120,8 +122,10 @@ def rewrite_pickled(
     from huggingface_hub import save_torch_state_dict
     weights = {}
     try:
-        for name in names:
-            if name.endswith('.bin'): weights |= torch.load(staging/name, map_location='cpu', weights_only=True)
+        with progress(len(names), 'read the pickled weights', ' files') as bar:
+            for name in names:
+                if name.endswith('.bin'): weights |= torch.load(staging/name, map_location='cpu', weights_only=True)
+                bar.update(1)
     except Exception as error:
         raise CheckError(f"'{name}' holds more than tensors, or is damaged ({type(error).__name__})", 'choose another checkpoint: one with safetensors, or from another source') from None
     save_torch_state_dict(weights, staging)
@@ -138,7 +142,8 @@ def _bring(origin, final:Path, allow_pickle:bool, waits:tuple, known:KnownHashes
         fetched = fetch_files(origin, [config], staging, waits)
         check_config(staging/CONFIG, origin.title)
         files = [origin.describe(name) for name in choose_files(origin.names, origin.title, allow_pickle)]
-        require_space(final, sum(file.size for file in files) - sum(path.stat().st_size for path in staging.rglob('*') if path.is_file()), f'downloading {origin.title}')
+        pickled = [file for file in files if file.path.startswith('pytorch_model')] # both kinds are there for a while when they are rewritten
+        require_space(final, sum(file.size for file in [*files, *pickled]) - sum(path.stat().st_size for path in staging.rglob('*') if path.is_file()), f'downloading {origin.title}')
     except (RequestError, CheckError):
         clear_staging(final)
         raise
@@ -146,8 +151,9 @@ def _bring(origin, final:Path, allow_pickle:bool, waits:tuple, known:KnownHashes
     fetched += fetch_files(origin, files, staging, waits)
     for file in files:
         if file.sha256: known.put(staging/file.path, file.sha256)
-    if pickled := [file.path for file in files if file.path.startswith('pytorch_model')]: rewrite_pickled(staging, pickled)
-    manifest = build_manifest(staging, final.name, 'transformers', origin.source, tools=('huggingface-hub',), known=known)
+    if pickled: rewrite_pickled(staging, [file.path for file in pickled])
+    with progress(sum(path.stat().st_size for path in staging.rglob('*') if path.is_file()), 'describe') as bar:
+        manifest = build_manifest(staging, final.name, 'transformers', origin.source, tools=('huggingface-hub',), known=known, advance=bar.update)
     write_atomic(staging/MANIFEST_NAME, manifest.to_json())
     publish_directory(staging, final)
     return _result(final, manifest, fetched)
@@ -165,10 +171,13 @@ def _as_it_is(final:Path, known:KnownHashes)->Download:
 
 def _seed(final:Path, manifest:Manifest, damaged:list[str]):
     "Start from the sound files of a damaged model: copies, so that nothing can happen to the originals."
-    for name in set(manifest.files) - set(damaged):
-        target = staging_path(final)/name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists(): shutil.copyfile(final/name, target)
+    missing = {name: staging_path(final)/name for name in set(manifest.files) - set(damaged) if not (staging_path(final)/name).exists()}
+    require_space(final, sum(manifest.files[name].size for name in missing), f'mending {final.name}')
+    with progress(sum(manifest.files[name].size for name in missing), f'copy what is sound of {final.name}') as bar:
+        for name, target in missing.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(final/name, target)
+            bar.update(manifest.files[name].size)
 
 # %% ../nbs/api/04_hub.ipynb #7523c863
 def download(
@@ -193,10 +202,10 @@ def download(
         if fresh: clear_staging(final)
         manifest = None if fresh else _present(final, _identity(about))
         damaged = damaged_files(final, manifest, known) if manifest else []
-        if manifest and not damaged and _answers(manifest, source, revision, allow_pickle): return _result(final, manifest, reused=True)
+        if manifest and not damaged and _answers(manifest, source, revision, allow_pickle, known): return _result(final, manifest, reused=True)
         if damaged:
             _log.warning('%s is damaged (%s): bringing it again', final, ', '.join(damaged))
             _seed(final, manifest, damaged)
-        with _origin(source, revision or (manifest.source.get('commit') if damaged else None), endpoint, token, waits) as origin:
+        with _origin(source, revision or (manifest.source.get('commit') if damaged else None), endpoint, token, waits, known) as origin:
             if manifest and not damaged and origin.commit and origin.commit == manifest.source.get('commit'): return _result(final, manifest, reused=True)
             return _bring(origin, final, allow_pickle, waits, known)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
-from .errors import CheckError, RequestError, StepError
+from .errors import CheckError, RequestError, StepError, explain
 from .files import MANIFEST_NAME, Manifest, git_blob_sha1, hash_file, list_files, read_manifest
 from .models import dirname_of
 from .report import progress
@@ -120,7 +120,7 @@ def repo_id_of(
 def _bytes_to_hash(directory:Path)->int:
     "Bytes of the large files whose hashes the manifest does not tell."
     try: manifest, names = read_manifest(directory), list_files(directory)
-    except CheckError: return 0 # it will not be served
+    except (CheckError, OSError): return 0 # it will not be served
     sizes = {name: (directory/name).stat().st_size for name in names}
     return sum(size for name, size in sizes.items() if is_large(name, size) and not _known_sha256(directory, name, manifest))
 
@@ -150,7 +150,7 @@ class Shelf:
         with progress(sum(map(_bytes_to_hash, models.values())), 'read the models') as bar:
             for repo_id, directory in models.items():
                 try: self._model(repo_id, directory, bar.update)
-                except CheckError as error: _log.warning('%s is not served: %s', repo_id, error.what)
+                except (CheckError, OSError) as error: _log.warning('%s is not served: %s', repo_id, explain(error).what)
 
     def _model(self, repo_id, directory, advance=None):
         stats = {path: path.lstat() for path in directory.rglob('*')}

@@ -15,9 +15,10 @@ from urllib.parse import quote
 
 from . import __version__
 from .errors import CheckError, RequestError, StepError
-from .files import CHUNK, hash_file, read_manifest
+from .files import CHUNK, KnownHashes, read_manifest
 from .mirror import HubFile, card_license, describe, serving
 from .models import DEMO, DEMO_DIR, Source
+from .report import progress
 
 # %% ../nbs/api/04_origin.ipynb #f918c2e5
 CONFIG = 'config.json' # The one file by which a Whisper model is known
@@ -89,6 +90,7 @@ class LocalOrigin:
     directory: Path # Where its files are
     source: dict # What the manifest says about where the model came from
     expected: dict = field(default_factory=dict, repr=False) # Path → SHA-256, when the directory has a manifest
+    known: KnownHashes = field(default_factory=KnownHashes, repr=False) # What this run has hashed already
     commit: str|None = None # A directory has none
 
     @property
@@ -96,8 +98,8 @@ class LocalOrigin:
 
     def describe(self, name:str)->HubFile:
         "What the file is; `CheckError` when it is not what the directory's own manifest says."
-        file = describe(self.directory, name)
-        digest = file.sha256 or hash_file(self.directory/name)['sha256']
+        with progress((self.directory/name).stat().st_size, f'hash {name}') as bar: digest = self.known.sha256(self.directory/name, bar.update)
+        file = describe(self.directory, name, digest)
         if self.expected.get(name, digest) != digest:
             raise CheckError(f"'{name}' in {self.title} is not what its manifest says: it is damaged", 'copy the directory again from where it came from')
         return file
@@ -112,12 +114,13 @@ class LocalOrigin:
 # %% ../nbs/api/04_origin.ipynb #7f5c7e78
 def local_origin(
     path:Path, # A directory with a Whisper checkpoint
+    known:KnownHashes|None = None, # What this run has hashed already
 )->LocalOrigin:
     "A local directory as an origin."
     path, manifest = Path(path), read_manifest(path)
     license = card_license(path)
     source = manifest.source if manifest else dict(kind='local', name=path.name, **(dict(license=license) if license else {}))
-    return LocalOrigin(path.name, path, source, {name: record.sha256 for name, record in manifest.files.items()} if manifest else {})
+    return LocalOrigin(path.name, path, source, {name: record.sha256 for name, record in manifest.files.items()} if manifest else {}, known=known or KnownHashes())
 
 # %% ../nbs/api/04_origin.ipynb #a85dfe39
 TIMEOUT = 20 # Seconds without a byte after which a connection counts as lost

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from whisper_nb.archive import (SIDECARS, Hashes, check_names, compare_sidecars, opened_archive, read_manifest_member, read_sidecars, sidecar,
-    sidecar_line)
+from .archive import SIDECARS, Hashes, check_names, compare_sidecars, opened_archive
+from .archive import read_manifest_member, read_sidecars, sidecar, sidecar_line
 from .compression import FORMATS, PIECE, ahead, format_of, packed
 from .errors import CheckError, RequestError, StepError
-from whisper_nb.files import (CHUNK, MANIFEST_NAME, Manifest, human_bytes, list_files, locked, parse_manifest, require_space, require_writable, sync,
-    write_atomic)
+from .files import CHUNK, MANIFEST_NAME, Manifest, human_bytes, list_files, locked
+from .files import parse_manifest, require_space, require_writable, sync, write_atomic
 from .report import progress
 from .streams import HashedFile
 

@@ -98,11 +98,12 @@ def _run_steps(job:SimpleNamespace, models_dir:Path, outputs_dir:Path, live:Live
     if not all(_do(name, work, job, live, made) for name, work in first.items()): return made
     with ThreadPoolExecutor(1) as beside:
         testing = beside.submit(_do, 'offline test', lambda: _test(_products(made), stop), job, live, made)
-        try: _do('compress', lambda: _compress(_products(made), outputs_dir), job, live, made)
+        try:
+            _do('compress', lambda: _compress(_products(made), outputs_dir), job, live, made)
+            testing.result()
         except BaseException:
             stop.set()
             raise
-        testing.result()
     return made
 
 def _products(made:dict)->list[Path]:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from .convert import build_tokenizer, spectrogram
 from .errors import RequestError, StepError
-from whisper_nb.files import (MANIFEST_NAME, build_manifest, clear_staging, human_bytes, locked, publish_directory, read_manifest, require_replaceable, require_space, staging_path,
-    write_atomic)
+from .files import MANIFEST_NAME, build_manifest, clear_staging, human_bytes, locked, publish_directory
+from .files import read_manifest, require_replaceable, require_space, staging_path, write_atomic
 from .layout import TIMESTAMPS, config_dimensions, transformers_shapes
 from .models import CHECKPOINTS, Checkpoint, dirname_of, parameter_count, resolve
 from .report import progress

@@ -15,7 +15,7 @@ from threading import Event, Lock
 from time import time
 
 from .errors import StepError, explain
-from .files import CHUNK, human_bytes
+from .files import CHUNK, human_bytes, sync
 from .mirror import HubFile
 from .report import progress
 
@@ -29,6 +29,8 @@ def partial_path(
     "Where a file is while it arrives."
     return Path(staging)/f'{file.path}.{file.etag[:12]}.incomplete'
 
+_FLUSH = 32 << 20 # Bytes after which the disk is told again
+
 class Incoming:
     "A file that is arriving, with the hash of what is there."
     def __init__(self,
@@ -38,6 +40,7 @@ class Incoming:
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file,self.advance,self._pool,self._job = file,advance,ThreadPoolExecutor(1),None
+        self.path,self._flushed = path,0
         self._writer,self._reader = open(path, 'ab'),open(path, 'rb', buffering=0)
         self._hash,self.size = self._new_hash(),os.fstat(self._reader.fileno()).st_size
         advance(self.size)
@@ -47,8 +50,11 @@ class Incoming:
     def _new_hash(self): return hashlib.sha256() if self.file.sha256 else hashlib.sha1(b'blob %d\0' % self.file.size)
 
     def _catch_up(self):
-        "Hash what has arrived since the last time."
+        "Hash what has arrived since the last time, and have the disk write it down while more is coming."
         while data := self._reader.read(CHUNK): self._hash.update(data)
+        if self._reader.tell() - self._flushed >= _FLUSH:
+            self._flushed = self._reader.tell()
+            sync(self.path)
 
     def _follow(self):
         if self._job is None or self._job.done(): self._job = self._pool.submit(self._catch_up)
@@ -66,6 +72,7 @@ class Incoming:
         if self._job: self._job.result()
         self._writer.truncate(0)
         self._reader.seek(0)
+        self._flushed = 0
         self.advance(-self.size)
         self.size,self._hash = 0,self._new_hash()
 
