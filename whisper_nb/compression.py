@@ -56,11 +56,20 @@ def _gzip_size(head:bytes)->int|None:
     if not head.startswith(_GZIP_HEAD) or len(head) != len(_GZIP_HEAD) + _GZIP_SIZE.size: return None
     return _GZIP_SIZE.unpack_from(head, len(_GZIP_HEAD))[0] - len(head)
 
-def _gzip_decompressor(piece:bool)->tuple:
-    "For what follows our header, or for any gzip stream; and the error it raises."
+def _gzip_expand(packed:bytes)->bytes:
+    "What a member of ours holds, from what follows its header; never more than its last four bytes say."
+    import deflate
+    size = int.from_bytes(packed[-4:], 'little')
+    if not 0 < size <= PIECE: raise damaged('a piece of it has an impossible size')
+    try: return deflate.gzip_decompress(_PLAIN_HEAD + packed, size)
+    except deflate.DeflateError as error: raise damaged(f'a piece of it cannot be decompressed ({error})') from None
+
+_PLAIN_HEAD = bytes.fromhex('1f8b 08 00 00000000 04 ff') # The header without the extra field
+
+def _gzip_stream()->tuple:
+    "A decompressor for any gzip stream, and the error it raises."
     from isal import igzip_lib
-    flag = igzip_lib.DECOMP_GZIP_NO_HDR_VER if piece else igzip_lib.DECOMP_GZIP
-    return igzip_lib.IgzipDecompressor(flag=flag), igzip_lib.IsalError
+    return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP), igzip_lib.IsalError
 
 # %% ../nbs/api/07_compression.ipynb #04baf9d8
 _ZSTD_HEAD = bytes.fromhex('502a4d18 04000000') # A skippable frame of four bytes
@@ -83,11 +92,20 @@ def _zstd_size(head:bytes)->int|None:
     "The size of the frame that follows."
     return struct.unpack_from('<I', head, 8)[0] if head.startswith(_ZSTD_HEAD) and len(head) == 12 else None
 
-def _zstd_decompressor(piece:bool)->tuple:
-    "For a piece, or for any stream; and the error it raises."
-    zstd = _zstd_library()
-    window = PIECE.bit_length() - 1 if piece else _WINDOW
-    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: window}), zstd.ZstdError
+def _zstd_decompressor(window:int): return _zstd_library().ZstdDecompressor(options={_zstd_library().DecompressionParameter.window_log_max: window})
+
+def _zstd_expand(packed:bytes)->bytes:
+    "What a frame of ours holds; never more than `PIECE` bytes."
+    stream = _zstd_decompressor(PIECE.bit_length() - 1)
+    try: piece = stream.decompress(packed, PIECE + 1)
+    except _zstd_library().ZstdError as error: raise damaged(f'a piece of it cannot be decompressed ({error})') from None
+    if len(piece) > PIECE: raise damaged('a piece of it is larger than it may be')
+    if not piece or not stream.eof or stream.unused_data: raise damaged('a piece of it does not end where it should')
+    return piece
+
+def _zstd_stream()->tuple:
+    "A decompressor for any Zstandard stream, and the error it raises."
+    return _zstd_decompressor(_WINDOW), _zstd_library().ZstdError
 
 # %% ../nbs/api/07_compression.ipynb #014bc8bb
 @dataclass(frozen=True)
@@ -96,11 +114,12 @@ class Format:
     pack: Callable # A piece → what stands for it in the archive
     head: int = 0 # Bytes in front of each packed piece that tell its size
     size: Callable = lambda head: None # Those bytes → how many follow; None: this is not a head of ours
-    decompressor: Callable|None = None # (for a piece?) → an object as in the standard library's modules, and the error it raises
+    expand: Callable|None = None # What follows those bytes → the piece; refuses what would be larger than `PIECE`
+    stream: Callable|None = None # () → a decompressor for other makers' archives, as in the standard library's modules, and the error it raises
 
 FORMATS = { # Ending of the file's name → how it is written and read
-    'tar.gz': Format(_gzip_pack, 20, _gzip_size, _gzip_decompressor),
-    'tar.zst': Format(_zstd_pack, 12, _zstd_size, _zstd_decompressor),
+    'tar.gz': Format(_gzip_pack, 20, _gzip_size, _gzip_expand, _gzip_stream),
+    'tar.zst': Format(_zstd_pack, 12, _zstd_size, _zstd_expand, _zstd_stream),
     'tar': Format(bytes),
 }
 
@@ -135,19 +154,10 @@ def _heads_and_pieces(
         yield memoryview(data)[:size]
         head = data[size:]
 
-def _unpack_piece(format:Format, packed:bytes)->bytes:
-    "One piece; never more than `PIECE` bytes."
-    stream, error = format.decompressor(True)
-    try: piece = stream.decompress(packed, PIECE + 1)
-    except error as found: raise damaged(f'a piece of it cannot be decompressed ({found})') from None
-    if len(piece) > PIECE: raise damaged('a piece of it is larger than it may be')
-    if not piece or not stream.eof or stream.unused_data: raise damaged('a piece of it does not end where it should')
-    return piece
-
 # %% ../nbs/api/07_compression.ipynb #3b6fb3c5
 def _unpack_stream(format:Format, blocks:Iterable)->Iterator[bytes]:
     "What one compressed stream holds, in blocks of at most `CHUNK` bytes."
-    stream, error = format.decompressor(False)
+    stream, error = format.stream()
     for block in blocks:
         if stream.eof: raise damaged('there are bytes after its end')
         try:
@@ -182,8 +192,8 @@ def unpacked(
     head = file.read(format.head)
     if format.size(head) is not None:
         with closing(ahead(_heads_and_pieces(file, format, head))) as pieces:
-            yield from map_ahead(lambda piece: _unpack_piece(format, piece), pieces, threads)
+            yield from map_ahead(format.expand, pieces, threads)
     else:
         with closing(ahead(chain([head], iter(lambda: file.read(CHUNK), b'')))) as blocks:
-            if format.decompressor is None: yield from blocks
+            if format.stream is None: yield from blocks
             else: yield from ahead(_unpack_stream(format, blocks))
