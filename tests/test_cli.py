@@ -166,7 +166,7 @@ def test_interrupted(whisper_nb, tmp_path):
     import signal
     from conftest import COMMAND, listen_to_ctrl_c
     run = subprocess.Popen([COMMAND, 'prepare', 'demo'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c)
-    time.sleep(1.5)
+    while 'download' not in (line := run.stderr.readline()): assert line # until the first step is done; the job is short
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate()
     assert run.returncode == 1 and 'Traceback' not in errors

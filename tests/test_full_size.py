@@ -17,7 +17,7 @@ from whisper_nb.full_size import (OURS, SNAPSHOT, STORED, USUAL, _resumes, measu
 from whisper_nb.models import CHECKPOINTS
 from whisper_nb.runs import notebook_parameters
 
-from conftest import PROJECT
+from conftest import PROJECT, listen_to_ctrl_c
 
 SMALL = replace(CHECKPOINTS['openai/whisper-large-v3-turbo'], repo_id='stand-in/small', width=384, encoder_layers=4, decoder_layers=2, attention_heads=6)
 FOUR = 'download', 'verify', 'compress float16 tar.gz', 'restore float16 tar.gz'
@@ -80,7 +80,7 @@ def test_refused_before_anything_is_made(monkeypatch):
 def test_stopped_in_the_middle_it_leaves_no_process_and_the_rows_so_far():
     code = f'from dataclasses import replace; from pathlib import Path; from whisper_nb.models import CHECKPOINTS; from whisper_nb.full_size import *\nmeasure_checkpoint({SMALL!r}, 1, Path("bench"))'
     code = 'from whisper_nb.models import Checkpoint\n' + code
-    child = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL)
+    child = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL, preexec_fn=listen_to_ctrl_c)
     rows, end = Path('bench/full-size.jsonl'), time.monotonic() + 120
     while not (rows.is_file() and len(rows.read_text().splitlines()) > 3) and time.monotonic() < end: time.sleep(0.05)
     child.send_signal(signal.SIGINT)
