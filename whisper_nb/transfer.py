@@ -14,10 +14,13 @@ from pathlib import Path
 from threading import Event, Lock
 from time import time
 
+from fastcore.basics import patch
+
 from .errors import StepError, explain
 from .files import CHUNK, human_bytes, sync
 from .mirror import HubFile
 from .report import progress
+from .streams import FLUSH
 
 _log = logging.getLogger(__name__)
 
@@ -28,8 +31,6 @@ def partial_path(
 )->Path:
     "Where a file is while it arrives."
     return Path(staging)/f'{file.path}.{file.etag[:12]}.incomplete'
-
-_FLUSH = 32 << 20 # Bytes after which the disk is told again
 
 class Incoming:
     "A file that is arriving, with the hash of what is there."
@@ -52,41 +53,45 @@ class Incoming:
     def _catch_up(self):
         "Hash what has arrived since the last time, and have the disk write it down while more is coming."
         while data := self._reader.read(CHUNK): self._hash.update(data)
-        if self._reader.tell() - self._flushed >= _FLUSH:
+        if self._reader.tell() - self._flushed >= FLUSH:
             self._flushed = self._reader.tell()
             sync(self.path)
 
     def _follow(self):
         if self._job is None or self._job.done(): self._job = self._pool.submit(self._catch_up)
 
-    def write(self, data:bytes):
-        "Add what has arrived."
-        self._writer.write(data)
-        self._writer.flush()
-        self.size += len(data)
-        self.advance(len(data))
-        self._follow()
-
-    def restart(self):
-        "Throw away what is there."
-        if self._job: self._job.result()
-        self._writer.truncate(0)
-        self._reader.seek(0)
-        self._flushed = 0
-        self.advance(-self.size)
-        self.size,self._hash = 0,self._new_hash()
-
-    def is_right(self)->bool:
-        "Is it all there, and what was published?"
-        self._job.result()
-        self._catch_up()
-        return self.size == self.file.size and self._hash.hexdigest() == self.file.etag
-
     def __enter__(self): return self
     def __exit__(self, *args):
         self._pool.shutdown()
         self._reader.close()
         self._writer.close()
+
+# %% ../nbs/api/04_transfer.ipynb #da617da0
+@patch
+def write(self:Incoming, data:bytes):
+    "Add what has arrived."
+    self._writer.write(data)
+    self._writer.flush()
+    self.size += len(data)
+    self.advance(len(data))
+    self._follow()
+
+@patch
+def restart(self:Incoming):
+    "Throw away what is there."
+    if self._job: self._job.result()
+    self._writer.truncate(0)
+    self._reader.seek(0)
+    self._flushed = 0
+    self.advance(-self.size)
+    self.size,self._hash = 0,self._new_hash()
+
+@patch
+def is_right(self:Incoming)->bool:
+    "Is it all there, and what was published?"
+    self._job.result()
+    self._catch_up()
+    return self.size == self.file.size and self._hash.hexdigest() == self.file.etag
 
 # %% ../nbs/api/04_transfer.ipynb #5e81e255
 WAITS = (0.5, 1, 2, 4, 8) # Seconds before each further try

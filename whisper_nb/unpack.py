@@ -22,8 +22,7 @@ def _new_file(
 )->HashedFile:
     "A new file in the directory that is being built."
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = HashedFile(path)
-    return file
+    return HashedFile(path)
 
 @contextmanager
 def _staged(
