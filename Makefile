@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-notebooks test-python check readme notebooks bench-full lab clean
+.PHONY: help setup demo test test-notebooks test-python check readme notebooks bench-full bench-formats lab clean
 help:            ## Show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
@@ -16,7 +16,7 @@ $(READY): settings.ini setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --no-deps openai-whisper # for its vocabulary files only
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --no-deps openai-whisper # what it needs is in dev; not triton, hundreds of MB for GPUs
 	touch $@
 
 demo: $(READY)   ## The whole job on the built-in demo model: download → … → offline test
@@ -44,6 +44,9 @@ notebooks: $(READY) ## After editing notebooks: export, clean, README
 bench-full: $(READY) ## Measure against the usual way at full size (20 minutes, 12 GB of disk)
 	$(BIN)/whisper-nb run nbs/runs/full_size.ipynb
 	@cat outputs/bench/full-size.md
+
+bench-formats: $(READY) ## Measure a model in every format and quantization (the demo; MODEL=large-v3-turbo: 15 minutes, 14 GB of disk)
+	$(BIN)/whisper-nb run nbs/runs/format_costs.ipynb $(if $(MODEL),-p model $(MODEL) -p quantizations "float32,float16,int16,int8")
 
 lab: $(READY)    ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs

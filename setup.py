@@ -23,7 +23,7 @@ setup(
     package_data={'whisper_nb': ['demo/*/*']},
     python_requires=f">={settings['min_python']}",
     install_requires=settings['requirements'].split(),
-    extras_require={'dev': settings['dev_requirements'].split()},
+    extras_require={'dev': settings['dev_requirements'].split(), 'openai-whisper': settings['openai_whisper_requirements'].split()},
     entry_points={'console_scripts': settings['console_scripts'].split(),
                   'nbdev': [f"{settings['lib_name']}={settings['lib_path']}._modidx:d"]},
     zip_safe=False,

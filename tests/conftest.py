@@ -39,13 +39,13 @@ def whisper_nb():
 
 @pytest.fixture(scope='session')
 def tiny(tmp_path_factory):
-    "A random Whisper in both formats, by backend."
+    "A random Whisper in all formats, by backend."
     from checkpoints import make_checkpoint
     from whisper_nb.convert import convert
-    source = make_checkpoint(tmp_path_factory.mktemp('models') / 'tiny')
+    source = make_checkpoint(tmp_path_factory.mktemp('models') / 'tiny', inner=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('TQDM_DISABLE', '1')
-        return {'transformers': source, 'faster-whisper': convert(source, 'float32').path}
+        return {'transformers': source, 'faster-whisper': convert(source, 'float32').path, 'openai-whisper': convert(source, 'float32', format='openai').path}
 
 
 @pytest.fixture

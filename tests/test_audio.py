@@ -66,6 +66,30 @@ def test_damage_in_the_middle_is_skipped(tmp_path):
     assert len(load_audio(tmp_path/'tone.mp3')) > 3*SAMPLING_RATE
 
 
+def encoded(path, rate, layout, codec, pitch=440):
+    "A second of a tone, as the codec writes it."
+    channels = dict(mono=1, stereo=2)[layout]
+    samples = np.repeat((16_384*np.sin(2*np.pi*pitch*np.arange(rate)/rate)).astype(np.int16), channels)
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        frame = av.AudioFrame.from_ndarray(samples[None], format='s16', layout=layout)
+        frame.rate = rate
+        fit = av.AudioResampler(format=stream.format, layout=layout, rate=rate, frame_size=stream.frame_size)
+        for part in fit.resample(frame) + fit.resample(None): container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize('name, codec, one, other', [
+    ('a.mp3', 'libmp3lame', (44_100, 'stereo'), (22_050, 'mono')), ('a.mp3', 'libmp3lame', (16_000, 'mono'), (48_000, 'mono')),
+    ('a.aac', 'aac', (44_100, 'stereo'), (16_000, 'mono')), ('a.aac', 'aac', (16_000, 'mono'), (16_000, 'stereo')), ('a.flac', 'flac', (16_000, 'mono'), (16_000, 'mono'))])
+def test_files_joined_to_one(tmp_path, name, codec, one, other):
+    (tmp_path/name).write_bytes(encoded(tmp_path/f'one-{name}', *one, codec) + encoded(tmp_path/f'other-{name}', *other, codec, pitch=880))
+    samples = load_audio(tmp_path/name)
+    assert abs(len(samples)/SAMPLING_RATE - 2) < 0.25
+    assert [round(pitch_of(part)/20)*20 for part in (samples[2_000:12_000], samples[-10_000:-2_000])] == [440, 880]
+
+
 def test_a_film_without_sound_is_named(tmp_path):
     with av.open(str(tmp_path/'silent.mp4'), 'w') as container:
         stream = container.add_stream('mpeg4', rate=10)

@@ -8,7 +8,7 @@ from faulty import faulty_hub, make_checkpoint
 
 from whisper_nb.errors import CheckError, RequestError, StepError, explain
 from whisper_nb.files import MANIFEST_NAME, hash_file, list_files, read_manifest
-from whisper_nb.hub import choose_files, damaged_files, download
+from whisper_nb.hub import choose_files, damaged_files, download, rewrite_pickled
 from whisper_nb.mirror import read_model
 from whisper_nb.models import DEMO_DIR
 
@@ -266,6 +266,56 @@ def test_safetensors_and_never_pickle(tmp_path):
         again = load_file(allowed.path/WEIGHTS)
         assert again.keys() == tensors.keys() and all(torch.equal(again[name], tensors[name]) for name in tensors)
 
+def pickled(path, content, **options):
+    import torch
+    torch.save(content, path/'pytorch_model.bin', **options)
+    return ['pytorch_model.bin']
+
+def ones(): return __import__('torch').ones(2)
+
+@pytest.mark.parametrize('content, words', [
+    (lambda: {'model': {'a': ones()}, 'step': 1}, "deeper, under 'model'"), (lambda: {'state_dict': {'a': ones()}}, "deeper, under 'state_dict'"),
+    (lambda: {'a': ones(), 'step': 1}, "'step' is int"), (lambda: {'a': None}, "'a' is NoneType"), (lambda: [ones()], 'no dictionary'), (lambda: {1: ones()}, '1 is Tensor')])
+def test_a_pickle_that_is_no_state_of_a_model(tmp_path, content, words):
+    with pytest.raises(CheckError, match=words) as caught: rewrite_pickled(tmp_path, pickled(tmp_path, content()))
+    assert caught.value.advice and [path.name for path in tmp_path.iterdir()] == ['pytorch_model.bin']
+
+def test_memory_that_is_too_small_for_a_pickle(tmp_path):
+    "A file that can be mapped needs next to none; one of before torch 1.6 has to be read."
+    import torch
+    names = pickled(tmp_path, {'a': torch.ones(10_000_000)}, _use_new_zipfile_serialization=False)
+    with pytest.raises(StepError, match='rewriting the pickled weights needs about 440 MB of memory, 420 MB are'): rewrite_pickled(tmp_path, names, memory=420_000_000)
+    rewrite_pickled(tmp_path, pickled(tmp_path, {'a': torch.ones(10_000_000)}), memory=420_000_000)
+    assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS]
+
+def test_memory_that_runs_out_is_not_called_damage(tmp_path, monkeypatch):
+    import torch
+    names = pickled(tmp_path, {'a': ones()})
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")):
+        def fail(*_, **__): raise error
+        monkeypatch.setattr(torch, 'load', fail)
+        with pytest.raises(MemoryError): rewrite_pickled(tmp_path, names)
+
+def test_a_pickle_is_rewritten_without_being_read_into_memory(tmp_path):
+    import torch
+    names = pickled(tmp_path, {f'part {place}': torch.full((10_000_000,), place) for place in range(10)})  # 800 MB of int64
+    code = '''
+import sys, pathlib, threading, time, psutil
+import torch, huggingface_hub
+from whisper_nb.hub import rewrite_pickled
+own = lambda: (lambda found: found.rss - found.shared)(psutil.Process().memory_info())
+before, most, done = own(), [0], threading.Event()
+def watch():
+    while not done.wait(0.005): most[0] = max(most[0], own())
+threading.Thread(target=watch, daemon=True).start()
+rewrite_pickled(pathlib.Path(sys.argv[1]), ['pytorch_model.bin'])
+done.set()
+print(most[0] - before)
+'''
+    done = subprocess.run([sys.executable, '-c', code, tmp_path], capture_output=True, text=True, env=os.environ | dict(TQDM_DISABLE='1'))
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) < 250_000_000
+
 @pytest.mark.parametrize('config', [dict(model_type='bert'), dict(), []])
 def test_not_whisper_is_noticed_before_the_weights(tmp_path, config):
     model = make_checkpoint(tmp_path/'other')
@@ -284,9 +334,10 @@ def test_local_source_with_links(tmp_path):
     assert_right(result, DEMO_DIR)
     assert str(tmp_path) not in (result.path/MANIFEST_NAME).read_text()
 
-@pytest.mark.parametrize('lost, words', [('config.json', 'no config.json'), (WEIGHTS, 'no complete weights'), ('preprocessor_config.json', 'lacks the audio settings')])
+@pytest.mark.parametrize('lost, words', [('config.json', 'no config.json'), (WEIGHTS, 'no complete weights'), ('tokenizer.json vocab.json', 'no tokenizer, and its vocabulary')])
 def test_incomplete_local_source(tmp_path, lost, words):
-    (make_checkpoint(tmp_path/'mine')/lost).unlink()
+    make_checkpoint(tmp_path/'mine')
+    for name in lost.split(): (tmp_path/'mine'/name).unlink()
     with pytest.raises(RequestError, match=words): download(tmp_path/'mine', models_dir=tmp_path/'models')
     assert_nothing(tmp_path)
 

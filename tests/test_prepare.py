@@ -18,44 +18,54 @@ import psutil
 import pytest
 
 from whisper_nb.audio import default_clip
-from whisper_nb.files import list_files, read_manifest
+from whisper_nb.files import build_manifest, list_files, read_manifest
 from whisper_nb.prepare import STEPS, prepare
 from whisper_nb.verify import verify
 
 from conftest import COMMAND, PROJECT, listen_to_ctrl_c
 
 NOTEBOOK = PROJECT / 'nbs' / 'runs' / 'prepare.ipynb'
-FLAGS = {'no_convert': 'convert', 'skip_compress': 'compress', 'skip_test': 'offline test'}  # Option → the step it skips
-COMBINATIONS = [dict(zip(FLAGS, given)) for given in itertools.product((False, True), repeat=3)]
-IDS = ['+'.join(name for name, given in each.items() if given) or 'none' for each in COMBINATIONS]
+FLAGS = {'no_convert': 'convert', 'skip_fidelity': 'fidelity', 'skip_compress': 'compress', 'skip_test': 'offline test'}  # Option → the step it skips
+COMBINATIONS = [dict(zip(FLAGS, given)) for given in itertools.product((False, True), repeat=4)]
+FEW = [each for each in COMBINATIONS if not any(each.values()) or each['skip_fidelity'] and sum(each.values()) in (2, 4)]  # As whole processes, which take longer
+
+
+def named(given: dict) -> str: return '+'.join(name for name, value in given.items() if value) or 'none'
 
 
 def contents(directory: Path) -> dict[str, str]:
-    "Path → SHA-256 of every file below a directory, reports aside."
+    "Path → SHA-256 of every file below a directory, what was measured aside."
     return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(directory.rglob('*'))
-            if path.is_file() and not path.name.startswith('prepare-') and '.locks' not in path.parts}
+            if path.is_file() and not path.name.startswith('prepare-') and not path.name.endswith('.fidelity.json') and '.locks' not in path.parts}
 
 
 def check_outcome(steps: list[dict], results: dict, given: dict):
     "Is this what design's table says for these options?"
-    skipped = {FLAGS[name] for name, value in given.items() if value}
+    skipped = {FLAGS[name] for name, value in given.items() if value} | ({'fidelity'} if given['no_convert'] else set())  # nothing to compare
     assert {step['name'] for step in steps if step['status'] == 'skipped'} == skipped
     assert [step['name'] for step in steps] == list(STEPS)
     assert all(step['status'] in ('done', 'reused') for step in steps if step['name'] not in skipped)
     name = 'demo' if given['no_convert'] else 'demo-ct2-float16'
     assert verify(Path('models') / name).ok
     assert Path('models/demo-ct2-float16').exists() != given['no_convert']
-    archives = {path.name for path in Path('outputs').iterdir() if not path.name.startswith(('prepare-', 'out', '.'))}
+    archives = {path.name for path in Path('outputs').iterdir() if not path.name.startswith(('prepare-', 'out', '.')) and not path.name.endswith('.fidelity.json')}
     assert archives == (set() if given['skip_compress'] else {f'{name}.tar.gz{ending}' for ending in ('', '.md5', '.sha256')})
     model, = results['models']
     assert model['model'] == f'models/{name}' and ('archive' in model) != given['skip_compress']
+    assert ('fidelity' in model) == ('fidelity' not in skipped) == (Path('outputs')/f'{name}.fidelity.json').exists()
     if given['skip_test']: assert 'text' not in model
     else:
         assert model['backend'] == ('transformers' if given['no_convert'] else 'faster-whisper')
         assert default_clip().text in model['text'].lower()
 
 
-@pytest.mark.parametrize('given', COMBINATIONS, ids=IDS)
+@pytest.mark.parametrize('given', COMBINATIONS, ids=named)
+def test_function(given):
+    report = prepare('demo', **given)
+    check_outcome([dataclasses.asdict(step) for step in report.steps], report.results, given)
+
+
+@pytest.mark.parametrize('given', FEW, ids=named)
 def test_command_line(given, whisper_nb):
     flags = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
     done = whisper_nb('prepare', 'demo', *flags, '--json')
@@ -64,7 +74,7 @@ def test_command_line(given, whisper_nb):
     check_outcome(report['steps'], report['results'], given)
 
 
-@pytest.mark.parametrize('given', COMBINATIONS, ids=IDS)
+@pytest.mark.parametrize('given', FEW, ids=named)
 def test_papermill(given):
     flags = itertools.chain.from_iterable(('-p', name, str(value)) for name, value in given.items())
     command = [sys.executable, '-m', 'papermill', str(NOTEBOOK), 'out.ipynb', '-p', 'model', 'demo', *flags]
@@ -130,7 +140,7 @@ def test_two_quantizations_at_once(prepared, whisper_nb):
     done = whisper_nb('prepare', 'demo', '--quantization', 'float16,int8', '--json')
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert [step['status'] for step in report['steps']] == ['done'] * 5
+    assert [step['status'] for step in report['steps']] == ['done'] * 6
     assert [each['model'] for each in report['results']['models']] == [f'models/{name}' for name in BOTH]
     for each, name in zip(report['results']['models'], BOTH):
         assert hashlib.sha256(Path(each['archive']).read_bytes()).hexdigest() == each['sha256']
@@ -157,7 +167,7 @@ def test_every_file_is_hashed_once_in_a_run(prepared, tmp_path, monkeypatch):
     read, right = [], files.hash_file
     monkeypatch.setattr(files, 'hash_file', lambda path, *args, **options: read.append(Path(path).name) or right(path, *args, **options))
     report = prepare('demo', skip_test=True)
-    assert [step.status for step in report.steps] == ['reused', 'done', 'reused', 'reused', 'skipped']
+    assert [step.status for step in report.steps] == ['reused', 'done', 'reused', 'reused', 'reused', 'skipped']
     assert sorted(read) == sorted([*list_files(Path('models/demo')), *list_files(Path('models/demo-ct2-float16'))])
     assert report.seconds < 60
 
@@ -170,11 +180,11 @@ def test_archive_and_test_run_side_by_side_and_both_end(prepared, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(module, 'pack', fail)
         report = prepare('demo')
-    assert [step.status for step in report.steps] == ['reused', 'done', 'reused', 'failed', 'done'] and not report.ok
+    assert [step.status for step in report.steps] == ['reused', 'done', 'reused', 'reused', 'failed', 'done'] and not report.ok
     assert default_clip().text in report.results['models'][0]['text'] and 'archive' not in report.results['models'][0]
     monkeypatch.setattr(module, 'offline_test', fail)
     report = prepare('demo')
-    assert [step.status for step in report.steps] == ['reused', 'done', 'reused', 'reused', 'failed']
+    assert [step.status for step in report.steps] == ['reused', 'done', 'reused', 'reused', 'reused', 'failed']
     assert 'archive' in report.results['models'][0] and 'text' not in report.results['models'][0]
 
 
@@ -191,7 +201,7 @@ module.pack = slow
 import whisper_nb.offline
 whisper_nb.offline._CHILD = whisper_nb.offline._CHILD.replace('import json', 'import json, time; time.sleep(60)', 1)
 from whisper_nb.cli import main
-main(['prepare', 'demo', *sys.argv[1:]])
+main(['prepare', 'demo', '--skip-fidelity', *sys.argv[1:]])
 """
     run = subprocess.Popen([sys.executable, '-c', code, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listen_to_ctrl_c)
     end = time.monotonic() + 60
@@ -216,7 +226,7 @@ def test_tools_accept_what_it_wrote(prepared, tmp_path):
 
 
 def test_two_runs_write_the_same_bytes(prepared, whisper_nb):
-    assert whisper_nb('prepare', 'demo', '--skip-test').returncode == 0
+    assert whisper_nb('prepare', 'demo', '--skip-test', '--skip-fidelity').returncode == 0
     assert contents(Path.cwd() / 'models') == contents(prepared / 'models')
     assert contents(Path.cwd() / 'outputs') == contents(prepared / 'outputs')
 
@@ -224,14 +234,15 @@ def test_two_runs_write_the_same_bytes(prepared, whisper_nb):
 @pytest.mark.parametrize('seed', range(8))
 def test_killed_and_run_again_ends_in_the_same_bytes(prepared, seed):
     "SIGKILL after a random time, three times over; then an undisturbed run."
-    moment, fresh = random.Random(seed), ['--fresh'] * (seed % 2)
+    moment, fresh, compare = random.Random(seed), ['--fresh'] * (seed % 2), seed > 5
+    options = ['--skip-test'] + ['--skip-fidelity'] * (not compare)
     for _ in range(3):
-        run = subprocess.Popen([COMMAND, 'prepare', 'demo', '--skip-test', *fresh], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(moment.uniform(0.2, 2.5))  # an undisturbed run takes one to two seconds
+        run = subprocess.Popen([COMMAND, 'prepare', 'demo', *options, *fresh], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        time.sleep(moment.uniform(0.2, 7 if compare else 2.5))  # an undisturbed run takes some seconds when the models are compared, else one to two
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
         for name in [path.name for path in Path('models').glob('[!.]*')]: assert verify(Path('models') / name).ok, name
-    subprocess.run([COMMAND, 'prepare', 'demo', '--skip-test'], check=True, capture_output=True)
+    subprocess.run([COMMAND, 'prepare', 'demo', *options], check=True, capture_output=True)
     assert contents(Path.cwd() / 'models') == contents(prepared / 'models')
     assert contents(Path.cwd() / 'outputs') == contents(prepared / 'outputs')
 
@@ -256,14 +267,14 @@ def test_a_rerun_repairs_what_is_damaged(prepared, tmp_path, whisper_nb):
     weights.write_bytes(data)
     report = json.loads(whisper_nb('prepare', 'demo', '--skip-test', '--json').stdout)
     assert {step['name']: step['status'] for step in report['steps']} == {
-        'download': 'reused', 'verify': 'done', 'convert': 'done', 'compress': 'reused', 'offline test': 'skipped'}
+        'download': 'reused', 'verify': 'done', 'convert': 'done', 'fidelity': 'reused', 'compress': 'reused', 'offline test': 'skipped'}
     assert contents(tmp_path / 'models') == contents(prepared / 'models')
 
 
 def test_fresh_makes_everything_anew(prepared, tmp_path, whisper_nb):
     for name in ('models', 'outputs'): shutil.copytree(prepared / name, tmp_path / name)
     done = whisper_nb('prepare', 'demo', '--fresh', '--json')
-    assert [step['status'] for step in json.loads(done.stdout)['steps']] == ['done'] * 5
+    assert [step['status'] for step in json.loads(done.stdout)['steps']] == ['done'] * 6
     assert contents(tmp_path / 'models') == contents(prepared / 'models')
     assert sorted(path.name for path in (tmp_path / 'models').iterdir() if not path.name.startswith('.')) == ['demo', 'demo-ct2-float16']
 
@@ -282,6 +293,24 @@ def test_fresh_keeps_the_old_model_until_the_new_one_is_proven(prepared, tmp_pat
     assert contents(tmp_path / 'models') == contents(prepared / 'models')
 
 
+def test_an_unfaithful_conversion_is_not_packed(monkeypatch):
+    "The converted model verifies and would transcribe, but its word timestamps come from the wrong heads."
+    import whisper_nb.prepare as module
+    right = module.convert_all
+    def wrong(*args, **options):
+        made = right(*args, **options)
+        settings = json.loads((made[0].path / 'config.json').read_text())
+        (made[0].path / 'config.json').write_text(json.dumps(settings | dict(alignment_heads=[[0, 0]])))
+        manifest = read_manifest(made[0].path)
+        again = build_manifest(made[0].path, manifest.name, manifest.format, manifest.source, manifest.quantization, manifest.made_from)
+        (made[0].path / 'manifest.json').write_text(again.to_json())
+        return made
+    monkeypatch.setattr(module, 'convert_all', wrong)
+    report = prepare('demo')
+    assert [step.status for step in report.steps] == ['done', 'done', 'done', 'failed', 'pending', 'pending'] and report.exit_code == 1
+    assert 'heads' in report.steps[3].detail and not list(Path('outputs').glob('*.tar.gz'))
+
+
 def test_fresh_replaces_nothing_of_the_users(prepared, tmp_path, whisper_nb):
     (tmp_path / 'models' / 'demo-ct2-float16').mkdir(parents=True)
     (tmp_path / 'models' / 'demo-ct2-float16' / 'notes.txt').write_text('mine')
@@ -292,7 +321,7 @@ def test_fresh_replaces_nothing_of_the_users(prepared, tmp_path, whisper_nb):
 
 
 def test_fresh_with_one_directory_for_all(prepared, tmp_path, whisper_nb):
-    for _ in range(2): assert whisper_nb('prepare', 'demo', '--fresh', '--skip-test', '--models-dir', 'all', '--outputs-dir', 'all').returncode == 0
+    for _ in range(2): assert whisper_nb('prepare', 'demo', '--fresh', '--skip-test', '--skip-fidelity', '--models-dir', 'all', '--outputs-dir', 'all').returncode == 0
     assert contents(tmp_path / 'all' / 'demo-ct2-float16') == contents(prepared / 'models' / 'demo-ct2-float16')
     assert (tmp_path / 'all' / 'demo-ct2-float16.tar.gz').read_bytes() == (prepared / 'outputs' / 'demo-ct2-float16.tar.gz').read_bytes()
 

@@ -12,7 +12,8 @@ from whisper_nb.convert import convert
 from whisper_nb.errors import RequestError, StepError
 from whisper_nb.files import MANIFEST_NAME, list_files
 from whisper_nb.models import CHECKPOINTS
-from whisper_nb.standin import SENTENCE, is_standin, read_ranks, write_standin
+from whisper_nb.standin import SENTENCE, is_standin, write_standin
+from whisper_nb.vocabulary import read_ranks
 from whisper_nb.verify import verify
 
 TEXT = SENTENCE.strip()
@@ -102,7 +103,7 @@ def test_refusals_before_anything_is_written(tmp_path, monkeypatch):
 
 
 def test_without_the_vocabulary_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr('whisper_nb.standin.files', lambda name: None)
+    monkeypatch.setattr('whisper_nb.vocabulary.files', lambda name: None)
     with pytest.raises(StepError, match='openai-whisper') as caught: read_ranks(True)
     assert 'pip install' in caught.value.advice
 

@@ -67,7 +67,7 @@ def test_compute_types_with_a_gpu(monkeypatch):
     from whisper_nb.verify import compute_types
     monkeypatch.setattr(ctranslate2, 'get_cuda_device_count', lambda: 1)
     monkeypatch.setattr(ctranslate2, 'get_supported_compute_types', lambda device: {'int8', 'float32'} | ({'float16'} if device == 'cuda' else set()))
-    assert compute_types() == dict(cpu=('float32', 'int8'), cuda=('float32', 'float16', 'int8'))
+    assert compute_types() == dict(cpu=('float32', 'int8'), cuda=('float16', 'float32', 'int8'))
 
 def test_paths(tmp_path):
     (tmp_path/'file').write_text('')

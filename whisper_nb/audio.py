@@ -7,6 +7,7 @@ __all__ = ['SAMPLING_RATE', 'load_audio', 'Clip', 'clips', 'default_clip']
 
 # %% ../nbs/api/08_audio.ipynb #05c30cc5
 import functools, json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,18 +28,32 @@ def _frames(container):
             frame.pts = None # gaps and jumps in the time stamps do not matter here
             yield frame
 
-# %% ../nbs/api/08_audio.ipynb #104a9d41
+# %% ../nbs/api/08_audio.ipynb #ce983c94
+def _resampled(
+    frames:Iterable, # As they come from the decoder
+    rate:int, # Samples per second wanted
+)->Iterator['np.ndarray']: # int16, shape (samples,)
+    "The samples of frames, mono and at one rate."
+    import av
+    resampler, kind = None, None
+    for frame in frames:
+        found = frame.format.name, frame.layout.name, frame.layout.nb_channels, frame.sample_rate
+        if found != kind:
+            if resampler: yield from (part.to_ndarray()[0] for part in resampler.resample(None)) # what it still holds
+            resampler, kind = av.AudioResampler(format='s16', layout='mono', rate=rate), found
+        yield from (part.to_ndarray()[0] for part in resampler.resample(frame))
+    if resampler: yield from (part.to_ndarray()[0] for part in resampler.resample(None))
+
+# %% ../nbs/api/08_audio.ipynb #3343dad2
 def _decode(
     path:Path, # File to decode
     sampling_rate:int, # Samples per second wanted
 )->'np.ndarray': # int16, shape (samples,)
     "Decode the first audio stream of a file to mono."
     import av, numpy as np
-    resampler = av.AudioResampler(format='s16', layout='mono', rate=sampling_rate)
     with av.open(str(path), metadata_errors='ignore', options={'protocol_whitelist': 'file'}) as container:
         if not container.streams.audio: return np.zeros(0, np.int16)
-        parts = [part.to_ndarray()[0] for frame in _frames(container) for part in resampler.resample(frame)]
-    if parts: parts += [part.to_ndarray()[0] for part in resampler.resample(None)] # what the resampler still holds
+        parts = list(_resampled(_frames(container), sampling_rate))
     return np.concatenate(parts) if parts else np.zeros(0, np.int16)
 
 # %% ../nbs/api/08_audio.ipynb #e6805475
@@ -49,7 +64,9 @@ def _from_array(array)->'np.ndarray': # float32, shape (samples,)
         raise RequestError(f'an array of samples must have one dimension and at least one sample, this one has shape {array.shape}',
             'mix the channels down first: array.mean(axis=0) for (channels, samples)')
     scale = -float(np.iinfo(array.dtype).min) if array.dtype.kind == 'i' else 1.0
-    return np.ascontiguousarray(array, dtype=np.float32) / np.float32(scale)
+    samples = np.ascontiguousarray(array, dtype=np.float32) / np.float32(scale)
+    if array.dtype.kind not in 'if' or not np.isfinite(samples).all(): raise RequestError(f'these {array.dtype} samples are no sound: they must be signed integers, or finite numbers in -1…1', 'see what made them')
+    return samples
 
 # %% ../nbs/api/08_audio.ipynb #9fb3c266
 def load_audio(
@@ -65,7 +82,9 @@ def load_audio(
     except (av.error.FFmpegError, ValueError) as error:
         raise CheckError(f'{path.name} is not audio that can be decoded ({getattr(error, "strerror", error)})', 'give an audio or video file') from error
     if not len(samples): raise CheckError(f'{path.name} holds no audio', 'give a file with an audio track that is not empty')
-    return samples.astype(np.float32) / np.float32(32768)
+    samples = samples.astype(np.float32)
+    samples /= 32768 # in place: an hour is 230 MB
+    return samples
 
 # %% ../nbs/api/08_audio.ipynb #635f78d1
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['CHUNK', 'MANIFEST_NAME', 'human_bytes', 'hash_file', 'git_blob_sha1', 'KnownHashes', 'available_cores', 'hash_files',
            'list_files', 'FileRecord', 'Manifest', 'is_safe_name', 'parse_manifest', 'read_manifest', 'tool_versions',
-           'build_manifest', 'sync', 'write_atomic', 'staging_path', 'clear_staging', 'locked', 'publish_directory',
-           'link_or_copy_tree', 'free_bytes', 'require_space', 'require_writable', 'require_replaceable']
+           'build_manifest', 'differences', 'sync', 'write_atomic', 'staging_path', 'clear_staging', 'locked',
+           'publish_directory', 'link_or_copy_tree', 'free_bytes', 'require_space', 'require_writable',
+           'require_replaceable']
 
 # %% ../nbs/api/01_files.ipynb #3cb9902f
 import ctypes, hashlib, json, logging, os, re, shutil, stat
@@ -126,6 +127,8 @@ class Manifest:
     @property
     def size(self)->int: return sum(record.size for record in self.files.values())
     @property
+    def checkpoint(self)->str: return str(self.source.get('repo_id') or self.source.get('name')) # The one it is, or says it is
+    @property
     def sha256(self)->str: return hashlib.sha256(self.to_json().encode()).hexdigest()
     def to_json(self)->str: return json.dumps({'version': 1, **asdict(self)}, indent=1, sort_keys=True) + '\n'
     def __repr__(self): return f'Manifest({self.name!r}, {self.format}, {len(self.files)} files, {human_bytes(self.size)})'
@@ -196,6 +199,24 @@ def build_manifest(
     digests = hash_files(directory, names, advance, known=known)
     files = {each: FileRecord((Path(directory)/each).stat().st_size, digests[each]) for each in names}
     return Manifest(name, format, source, files, tool_versions(*tools), quantization, made_from)
+
+# %% ../nbs/api/01_files.ipynb #91e2cbff
+def differences(
+    directory:Path, # A model's directory
+    manifest:Manifest, # What must be in it
+    advance:Callable|None = None, # As in `hash_file`
+    known:KnownHashes|None = None, # What this run has hashed already
+)->dict[str,str]: # Name of a file → what is wrong with it; empty when all is as it must be
+    "How a directory differs from its manifest."
+    directory = Path(directory)
+    found = {path.relative_to(directory).as_posix(): path.stat().st_size for path in directory.rglob('*') if path.is_file() and not path.is_symlink()}
+    found.pop(MANIFEST_NAME, None)
+    texts = {name: 'is missing' for name in manifest.files if name not in found} | {name: 'is not in the manifest' for name in found if name not in manifest.files}
+    same = [name for name, record in manifest.files.items() if found.get(name) == record.size]
+    texts |= {name: f'has {found[name]} bytes, not {record.size}' for name, record in manifest.files.items() if name in found and name not in same}
+    digests = hash_files(directory, same, advance, known=known)
+    changed = {name: 'has other bytes than when it was made (SHA-256)' for name in same if digests[name] != manifest.files[name].sha256}
+    return dict(sorted(texts.items())) | changed
 
 # %% ../nbs/api/01_files.ipynb #f7ca8088
 def sync(

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['USUAL', 'OURS', 'SNAPSHOT', 'CORES', 'STORED', 'USUAL_JOB', 'TARGETS', 'Task', 'plan', 'run_task', 'run_resume',
-           'read_rows', 'measure_checkpoint', 'medians', 'Target', 'Verdict', 'verdicts', 'targets_table',
-           'markdown_table', 'steps_table', 'formats_table', 'draw', 'report_text', 'Measurement', 'write_report',
-           'measure']
+           'measure_checkpoint', 'medians', 'Target', 'Verdict', 'verdicts', 'targets_table', 'steps_table',
+           'formats_table', 'draw', 'report_text', 'Measurement', 'write_report', 'measure']
 
 # %% ../nbs/api/16_full_size.ipynb #3cff6251
-import asyncio, json, os, platform, shutil, signal, subprocess, sys
+import asyncio, json, os, shutil, signal, subprocess, sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from .files import available_cores, human_bytes, locked, require_space, require_
 from .mirror import app, running
 from .models import DEFAULT_MODEL, Checkpoint, converted_dirname, dirname_of, parameter_count, resolve
 from .parameters import check_arguments
-from .report import environment, progress, utc_now
+from .report import progress, utc_now
+from .rows import INK, append_row, bytes_text, machine, markdown_table, plain_axes, read_rows, save_pictures, seconds_text
 from .standin import write_standin
 
 # %% ../nbs/api/16_full_size.ipynb #10ff5e61
@@ -82,7 +82,7 @@ def _archives(ours:str)->list[Task]:
 
 def _whole(repo_id:str)->list[Task]:
     "The whole job at once, and again when everything is there."
-    prepare = f'whisper-nb prepare {repo_id} --json'
+    prepare = f'whisper-nb prepare {repo_id} --skip-fidelity --json' # the usual way compares nothing
     return [Task('whole job', OURS, prepare, 'models', clear=('usual', 'models', 'outputs', 'restored', 'hf-home')),
         Task('run again', USUAL, 'sha256sum models/*/* outputs/*.tar.gz'), Task('run again', USUAL, 'md5sum outputs/*.tar.gz'),
         Task('run again', OURS, f'{prepare} --skip-test'), Task('run again, with test', OURS, prepare)]
@@ -217,27 +217,10 @@ def _mirror(standins:Path, work:Path):
         yield said[0]
 
 # %% ../nbs/api/16_full_size.ipynb #747ca91e
-def _processor()->str:
-    "The processor's name."
-    try: return next(line.split(':', 1)[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name'))
-    except (OSError, StopIteration): return platform.processor() or platform.machine()
-
 def _machine(checkpoint:Checkpoint, size:int, repeats:int)->dict:
     "The first row: what was measured, on what."
-    import psutil
     return dict(step='machine', model=checkpoint.repo_id, parameters=parameter_count(checkpoint), bytes=size, repeats=repeats, measured=utc_now(),
-        machine=dict(processor=_processor(), memory=human_bytes(psutil.virtual_memory().total), **environment()))
-
-def _append(file:Path, row:dict):
-    "Write down a row, at once."
-    with open(file, 'a', encoding='utf-8') as out: out.write(json.dumps(row, ensure_ascii=False) + '\n')
-
-def read_rows(
-    file:Path, # One JSON object per line
-)->list[dict]: # The machine's row first
-    "The rows of a measurement."
-    if not Path(file).is_file(): raise RequestError(f"there is no file '{file}'", 'measure first: make bench-full')
-    return [json.loads(line) for line in Path(file).read_text(encoding='utf-8').splitlines() if line.strip()]
+        machine=machine())
 
 # %% ../nbs/api/16_full_size.ipynb #fa9064e8
 def _run_all(checkpoint:Checkpoint, repeats:int, work:Path, file:Path, size:int):
@@ -249,7 +232,7 @@ def _run_all(checkpoint:Checkpoint, repeats:int, work:Path, file:Path, size:int)
             for task in [*tasks, *resumes]:
                 bar.set_description(f'{task.step}, {task.way}, round {repeat} of {repeats}')
                 row = run_resume(task, work, variables, work/'stand-ins', size) if task in resumes else run_task(task, work, variables)
-                _append(file, row | dict(repeat=repeat))
+                append_row(file, row | dict(repeat=repeat))
                 bar.update(1)
 
 def measure_checkpoint(
@@ -362,17 +345,7 @@ def targets_table(
     import pandas as pd
     return pd.DataFrame([each.columns for each in verdicts(rows)])
 
-def markdown_table(
-    table:'pandas.DataFrame', # As from the functions that end in `_table`
-)->str:
-    "A table as Markdown, for the report; in a notebook: `Markdown(markdown_table(…))`."
-    lines = [table.columns, ['---'] * len(table.columns), *table.itertuples(index=False)]
-    return '\n'.join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
 # %% ../nbs/api/16_full_size.ipynb #8bdc2498
-def _seconds(value:float)->str: return '' if value != value else f'{value:.1f} s'
-def _bytes(value:float)->str: return '' if value != value else human_bytes(value)
-
 def steps_table(
     rows:list[dict], # As from `read_rows`
 )->'pandas.DataFrame':
@@ -383,8 +356,8 @@ def steps_table(
     lines = []
     for step in steps:
         (usual, ours), peaks = figures(step, 'seconds'), figures(step, 'peak_memory')
-        lines.append({'step': step, 'usual way': _seconds(usual), 'whisper_nb': _seconds(ours), 'times faster': '' if usual / ours != usual / ours else f'{usual / ours:.1f}×',
-            'peak memory, usual': _bytes(peaks[0]), 'peak memory, whisper_nb': _bytes(peaks[1])})
+        lines.append({'step': step, 'usual way': seconds_text(usual), 'whisper_nb': seconds_text(ours), 'times faster': '' if usual / ours != usual / ours else f'{usual / ours:.1f}×',
+            'peak memory, usual': bytes_text(peaks[0]), 'peak memory, whisper_nb': bytes_text(peaks[1])})
     return pd.DataFrame(lines)
 
 def formats_table(
@@ -396,13 +369,12 @@ def formats_table(
     def line(quantization, kind):
         pack, unpack = ((OURS, f'{step} {quantization} {kind}') for step in ('compress', 'restore'))
         size, whole = _amount(found, 'bytes', *pack), _amount(found, 'bytes', *unpack)
-        return {'model': quantization, 'archive': f'.{kind}', 'size': _bytes(size), 'of the model': '' if size / whole != size / whole else f'{size / whole:.1%}',
-            'compress': _seconds(_amount(found, 'seconds', *pack)), 'restore': _seconds(_amount(found, 'seconds', *unpack))}
+        return {'model': quantization, 'archive': f'.{kind}', 'size': bytes_text(size), 'of the model': '' if size / whole != size / whole else f'{size / whole:.1%}',
+            'compress': seconds_text(_amount(found, 'seconds', *pack)), 'restore': seconds_text(_amount(found, 'seconds', *unpack))}
     return pd.DataFrame([line(quantization, kind) for quantization in STORED for kind in FORMATS])
 
 # %% ../nbs/api/16_full_size.ipynb #5e5c3f65
 _COLOURS = {USUAL: ('#a0764a', '#86602f'), OURS: ('#2f9e8f', '#1f7d70')} # Two shades each, for neighbours
-_INK = '#808890' # readable on white and on black
 _SHORT = {'verify': 'check', 'convert float16': 'convert', 'compress float16 tar.gz': 'compress', 'restore float16 tar.gz': 'restore'} # Step → what the picture calls it
 
 def _job_parts(rows:list[dict], found)->dict: # Way → {part: seconds}
@@ -435,10 +407,10 @@ def _draw_job(axes, parts:dict, totals:dict):
             axes.barh(place + across, seconds, left=left, height=height, color=_COLOURS[way][number % 2], edgecolor='none')
             label, end = f"{name}{' ' if across else chr(10)}{seconds:.0f} s", max(end, left + seconds)
             if seconds > longest * (0.013 if across else 0.01) * len(name): axes.text(left + seconds / 2, place + across, label, ha='center', va='center', color='white', fontsize=8)
-        axes.text(end + longest / 100, place, f'{totals[way]:.0f} s', va='center', color=_INK, fontweight='bold')
-    axes.set_yticks(range(len(parts)), ['usual way', 'whisper_nb'], color=_INK)
+        axes.text(end + longest / 100, place, f'{totals[way]:.0f} s', va='center', color=INK, fontweight='bold')
+    axes.set_yticks(range(len(parts)), ['usual way', 'whisper_nb'], color=INK)
     axes.set_xlim(0, longest * 1.1)
-    axes.set_xlabel(_sum(parts[OURS], totals[OURS]), color=_INK, loc='left', fontsize=8)
+    axes.set_xlabel(_sum(parts[OURS], totals[OURS]), color=INK, loc='left', fontsize=8)
 
 # %% ../nbs/api/16_full_size.ipynb #6e37be00
 def _draw_steps(axes, found):
@@ -448,9 +420,9 @@ def _draw_steps(axes, found):
         for shift, way in ((-0.2, USUAL), (0.2, OURS)):
             seconds, ratio = _amount(found, 'seconds', way, step), _amount(found, 'seconds', USUAL, step) / _amount(found, 'seconds', OURS, step)
             axes.barh(place + shift, seconds, height=0.38, color=_COLOURS[way][0])
-            axes.text(seconds, place + shift, f' {seconds:.1f} s' + (f'   {ratio:.1f}× faster' if way == OURS and ratio > 1 else ''), va='center', color=_INK, fontsize=9)
-    axes.set_yticks(range(len(steps)), [_SHORT.get(step, step) for step in steps], color=_INK)
-    axes.set_xlabel('seconds', color=_INK)
+            axes.text(seconds, place + shift, f' {seconds:.1f} s' + (f'   {ratio:.1f}× faster' if way == OURS and ratio > 1 else ''), va='center', color=INK, fontsize=9)
+    axes.set_yticks(range(len(steps)), [_SHORT.get(step, step) for step in steps], color=INK)
+    axes.set_xlabel('seconds', color=INK)
 
 def draw(
     rows:list[dict], # As from `read_rows`
@@ -458,17 +430,13 @@ def draw(
     "The usual way and ours, side by side."
     from matplotlib.figure import Figure
     figure, found = Figure(figsize=(9, 6.4), layout='constrained'), medians(rows)
-    figure.patch.set_alpha(0)
     above, below = figure.subplots(2, 1, height_ratios=(1, 2.4))
     _draw_job(above, _job_parts(rows, found), {way: _amount(found, 'seconds', way, 'whole job') for way in (USUAL, OURS)})
     _draw_steps(below, found)
-    above.set_title(f"The whole job, {human_bytes(rows[0]['bytes'])} of weights", color=_INK, loc='left')
-    below.set_title('Step by step', color=_INK, loc='left')
-    for axes in (above, below):
-        axes.invert_yaxis()
-        axes.patch.set_alpha(0)
-        axes.tick_params(colors=_INK, length=0)
-        axes.spines[:].set_visible(False)
+    above.set_title(f"The whole job, {human_bytes(rows[0]['bytes'])} of weights", color=INK, loc='left')
+    below.set_title('Step by step', color=INK, loc='left')
+    for axes in (above, below): axes.invert_yaxis()
+    plain_axes(figure)
     above.set_xticks([])
     below.margins(x=0.2)
     return figure
@@ -507,11 +475,9 @@ def write_report(
     file:Path, # The rows
 )->Measurement: # Report and picture lie beside the rows
     "Write <name>.md, .svg and .png from the rows alone."
-    import matplotlib
     file, rows = Path(file), read_rows(file)
     write_atomic(file.with_suffix('.md'), report_text(rows).replace('full-size.svg', f'{file.stem}.svg'))
-    with matplotlib.rc_context({'svg.hashsalt': 'whisper_nb'}): draw(rows).savefig(file.with_suffix('.svg'), metadata={'Date': None})
-    draw(rows).savefig(file.with_suffix('.png'), dpi=150)
+    save_pictures(draw(rows), file.with_suffix(''))
     return Measurement(file.with_suffix('.md'), file, tuple(verdicts(rows)))
 
 # %% ../nbs/api/16_full_size.ipynb #177f94d1

@@ -6,17 +6,21 @@
 __all__ = ['Download', 'damaged_files', 'rewrite_pickled', 'download']
 
 # %% ../nbs/api/04_hub.ipynb #027d07d8
-import logging, shutil
+import hashlib, logging, shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import is_zipfile
 
+from .completion import complete_ctranslate2, complete_transformers
 from .errors import CheckError, RequestError, StepError
-from .files import (KnownHashes, MANIFEST_NAME, Manifest, build_manifest, clear_staging, hash_files, human_bytes, locked, publish_directory, read_manifest,
-    require_space, staging_path, write_atomic)
+from .files import KnownHashes, MANIFEST_NAME, Manifest, build_manifest, clear_staging, differences, hash_files, human_bytes, locked
+from .files import publish_directory, read_manifest, require_space, staging_path, write_atomic
+from .formats import quantization_of, read_model_bin
+from .memory import memory_available, require_memory
 from .mirror import read_model
 from .models import DEMO, DEMO_DIR, Source, near_names, resolve
-from .origin import CONFIG, ask_hub, check_config, choose_files, connection, local_origin, no_hub, refuse_foreign, shown
+from .origin import CONFIG, ask_hub, check_config, choose_files, connection, local_origin, no_hub, shown, usable_format
 from .report import progress
 from .transfer import WAITS, fetch_files, patiently, sweep
 
@@ -32,17 +36,18 @@ class Download:
     fetched: int # Bytes transferred by this run
     reused: bool # Was it already there and right?
     files: tuple = field(repr=False, default=()) # Names
+    notes: tuple = () # What was missing at the source, and was put in
 
     @property
     def commit(self)->str|None: return self.source.get('commit')
     def __repr__(self):
         commit = f', commit {self.commit[:8]}' if self.commit else ''
         how = 'already there' if self.reused else f'{human_bytes(self.fetched)} fetched'
-        return f'Download({self.path}: {len(self.files)} files, {human_bytes(self.bytes)}{commit}, {how})'
+        return f'Download({self.path}: {len(self.files)} files, {human_bytes(self.bytes)}{commit}, {how})' + ''.join(f'\n  {note}' for note in self.notes)
 
-def _result(path:Path, manifest:Manifest, fetched:int=0, reused:bool=False)->Download:
+def _result(path:Path, manifest:Manifest, fetched:int=0, reused:bool=False, notes:tuple=())->Download:
     if reused: clear_staging(path) # what a run left that was killed after publishing
-    return Download(path, manifest.source, manifest.size, fetched, reused, tuple(manifest.files))
+    return Download(path, manifest.source, manifest.size, fetched, reused, tuple(manifest.files), notes)
 
 # %% ../nbs/api/04_hub.ipynb #f924080b
 def _identity(about:dict)->tuple: return about.get('kind'), about.get('repo_id') or about.get('name')
@@ -62,24 +67,26 @@ def damaged_files(
     manifest:Manifest, # What must be in it
     known:KnownHashes|None = None, # What this run has hashed already
 )->list[str]: # Names of files that are missing or wrong
-    "Compare a directory with its manifest."
-    def has_size(name): return (directory/name).is_file() and (directory/name).stat().st_size == manifest.files[name].size
-    sound = [name for name in manifest.files if has_size(name)]
-    with progress(sum(manifest.files[name].size for name in sound), f'check {manifest.name}') as bar:
-        digests = hash_files(directory, sound, bar.update, known=known)
-    return [name for name, record in manifest.files.items() if digests.get(name) != record.sha256]
+    "The files of a directory that are not what its manifest says."
+    with progress(manifest.size, f'check {manifest.name}') as bar: found = differences(directory, manifest, bar.update, known)
+    return [name for name in found if name in manifest.files]
 
 # %% ../nbs/api/04_hub.ipynb #0f5ddc4f
-def _answers(manifest:Manifest, source:Source, revision:str|None, allow_pickle:bool, known:KnownHashes)->bool:
+def _answers(manifest:Manifest, source:Source, revision:str|None, known:KnownHashes)->bool:
     "Is this what was asked for?"
     if source.kind == 'hub': return revision in (None, manifest.source.get('commit'))
     if source.kind == 'demo' and revision in (None, 'main', manifest.source.get('commit')): return manifest.source.get('commit') == read_model(DEMO, DEMO_DIR).commit
     if source.kind == 'demo': return False
     origin = local_origin(source.path)
-    names = list(choose_files(origin.names, origin.title, allow_pickle))
+    names = list(choose_files(origin.names, origin.title, allow_pickle=True))
     with progress(sum((source.path/name).stat().st_size for name in names), f'hash {origin.title}') as bar:
         digests = hash_files(source.path, names, bar.update, known=known)
+    if 'files_sha256' in manifest.source: return manifest.source['files_sha256'] == _fingerprint(digests)
     return digests == {name: record.sha256 for name, record in manifest.files.items()}
+
+def _fingerprint(digests:dict)->str: # Name → SHA-256
+    "One SHA-256 for several files: that of the list `sha256sum` prints."
+    return hashlib.sha256(''.join(f'{digest}  {name}\n' for name, digest in sorted(digests.items())).encode()).hexdigest()
 
 @contextmanager
 def _origin(source:Source, revision:str|None, endpoint:str|None, token, waits:tuple, known:KnownHashes):
@@ -113,50 +120,93 @@ def _clearer(error:Exception, repo_id:str, revision:str|None, endpoint:str)->Exc
     return no_hub(endpoint) if {'InvalidURL', 'TooManyRedirects', 'DecodingError'} & set(kinds) else error
 
 # %% ../nbs/api/04_hub.ipynb #03debbc0
+_ANOTHER = 'choose another checkpoint: one with safetensors, or from another source'
+_FROM_TRAINING = 'load it where it was made, write the model alone with save_pretrained(), and give that directory'
+
+def _require_tensors(found, name:str):
+    "Refuse what is no plain dictionary of tensors."
+    from torch import Tensor
+    if not isinstance(found, dict): raise CheckError(f"'{name}' holds no dictionary of tensors", _ANOTHER)
+    for key, value in found.items():
+        if isinstance(value, dict): raise CheckError(f"'{name}' is a checkpoint of a training: its tensors lie deeper, under {key!r:.60}", _FROM_TRAINING)
+        if not isinstance(key, str) or not isinstance(value, Tensor): raise CheckError(f"'{name}' holds more than tensors: {key!r:.60} is {type(value).__name__}", _FROM_TRAINING)
+
+def _read_pickled(path:Path)->dict: # Name → tensor
+    "The tensors of a pickled file."
+    import torch
+    try: found = torch.load(path, map_location='cpu', weights_only=True, mmap=is_zipfile(path))
+    except MemoryError: raise
+    except Exception as error:
+        if 'allocate memory' in str(error): raise MemoryError from error # torch has no error of its own for it
+        raise CheckError(f"'{path.name}' holds more than tensors, or is damaged ({type(error).__name__})", _ANOTHER) from None
+    _require_tensors(found, path.name)
+    return found
+
+# %% ../nbs/api/04_hub.ipynb #bbed97e5
+_TORCH_BYTES = 400_000_000 # Memory that torch itself takes
+
 def rewrite_pickled(
     staging:Path, # Directory being built
     names:list[str], # The pickled files, and their index if there are several
+    memory:int|None = None, # Bytes of memory to count on; None: what is free now
 ):
     "Put safetensors in the place of pickled weights."
-    import torch
     from huggingface_hub import save_torch_state_dict
-    weights = {}
-    try:
-        with progress(len(names), 'read the pickled weights', ' files') as bar:
-            for name in names:
-                if name.endswith('.bin'): weights |= torch.load(staging/name, map_location='cpu', weights_only=True)
-                bar.update(1)
-    except Exception as error:
-        raise CheckError(f"'{name}' holds more than tensors, or is damaged ({type(error).__name__})", 'choose another checkpoint: one with safetensors, or from another source') from None
+    pickles, weights = [staging/name for name in names if name.endswith('.bin')], {}
+    read = sum(path.stat().st_size for path in pickles if not is_zipfile(path)) # which cannot be mapped
+    require_memory(_TORCH_BYTES + read, memory_available() if memory is None else memory, 'rewriting the pickled weights')
+    with progress(len(pickles), 'read the pickled weights', ' files') as bar:
+        for path in pickles:
+            weights |= _read_pickled(path)
+            bar.update(1)
     save_torch_state_dict(weights, staging)
+    weights.clear() # lets go of the files
     for name in names: (staging/name).unlink()
 
 # %% ../nbs/api/04_hub.ipynb #954c6ae2
+@contextmanager
+def _refusing(final:Path):
+    "What is refused leaves nothing behind; what was only interrupted is gone on with."
+    try: yield
+    except (RequestError, CheckError):
+        clear_staging(final)
+        raise
+
 def _bring(origin, final:Path, allow_pickle:bool, waits:tuple, known:KnownHashes)->Download:
     "Fetch, check, write the manifest, publish."
     staging = staging_path(final)
     staging.mkdir(parents=True, exist_ok=True)
-    try:
-        refuse_foreign(origin.names, origin.title)
-        config = origin.describe(CONFIG)
-        fetched = fetch_files(origin, [config], staging, waits)
-        check_config(staging/CONFIG, origin.title)
-        files = [origin.describe(name) for name in choose_files(origin.names, origin.title, allow_pickle)]
+    with _refusing(final):
+        format = usable_format(origin.names, origin.title)
+        fetched = fetch_files(origin, [origin.describe(CONFIG)], staging, waits) if CONFIG in origin.names else 0
+        if format == 'transformers': check_config(staging/CONFIG, origin.title, origin.names)
+        files = [origin.describe(name) for name in choose_files(origin.names, origin.title, allow_pickle, origin.address)]
         pickled = [file for file in files if file.path.startswith('pytorch_model')] # both kinds are there for a while when they are rewritten
         require_space(final, sum(file.size for file in [*files, *pickled]) - sum(path.stat().st_size for path in staging.rglob('*') if path.is_file()), f'downloading {origin.title}')
-    except (RequestError, CheckError):
-        clear_staging(final)
-        raise
     sweep(staging, files)
     fetched += fetch_files(origin, files, staging, waits)
     for file in files:
         if file.sha256: known.put(staging/file.path, file.sha256)
-    if pickled: rewrite_pickled(staging, [file.path for file in pickled])
-    with progress(sum(path.stat().st_size for path in staging.rglob('*') if path.is_file()), 'describe') as bar:
-        manifest = build_manifest(staging, final.name, 'transformers', origin.source, tools=('huggingface-hub',), known=known, advance=bar.update)
+    with _refusing(final):
+        if pickled: rewrite_pickled(staging, [file.path for file in pickled])
+        notes = _complete(staging, format, final, origin.source.get('repo_id') or '')
+    manifest = _describe(staging, final.name, format, origin, files, known)
     write_atomic(staging/MANIFEST_NAME, manifest.to_json())
     publish_directory(staging, final)
-    return _result(final, manifest, fetched)
+    return _result(final, manifest, fetched, notes=notes)
+
+def _complete(staging:Path, format:str, final:Path, name:str)->tuple: # Notes
+    "Put in what the source lacks."
+    if format == 'transformers': return complete_transformers(staging, name)
+    return complete_ctranslate2(staging, [path for path in sorted(final.parent.glob('[!.]*')) if path != final and path.is_dir()], name)
+
+def _describe(staging:Path, name:str, format:str, origin, files:list, known:KnownHashes)->Manifest:
+    "The manifest; for a directory of unknown origin it says which files those were, so that a change is seen."
+    unknown = origin.source.get('kind') == 'local'
+    source = origin.source | (dict(files_sha256=_fingerprint({file.path: known.sha256(origin.directory/file.path) for file in files})) if unknown else {})
+    quantization = quantization_of(read_model_bin(staging/'model.bin').dtypes) if format == 'ctranslate2' else None
+    with progress(sum(path.stat().st_size for path in staging.rglob('*') if path.is_file()), 'describe') as bar:
+        return build_manifest(staging, name, format, source, quantization, tools=('huggingface-hub',), known=known, advance=bar.update)
 
 # %% ../nbs/api/04_hub.ipynb #fc212682
 def _as_it_is(final:Path, known:KnownHashes)->Download:
@@ -202,7 +252,7 @@ def download(
         if fresh: clear_staging(final)
         manifest = None if fresh else _present(final, _identity(about))
         damaged = damaged_files(final, manifest, known) if manifest else []
-        if manifest and not damaged and _answers(manifest, source, revision, allow_pickle, known): return _result(final, manifest, reused=True)
+        if manifest and not damaged and _answers(manifest, source, revision, known): return _result(final, manifest, reused=True)
         if damaged:
             _log.warning('%s is damaged (%s): bringing it again', final, ', '.join(damaged))
             _seed(final, manifest, damaged)

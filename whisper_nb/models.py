@@ -130,9 +130,10 @@ def dirname_of(
 def converted_dirname(
     dirname:str, # Name of the Transformers model's directory
     quantization:str, # Type the weights are stored in
-)->str: # `<dirname>-ct2-<quantization>`
-    "Name of the directory of the CTranslate2 model made from it."
-    return f'{dirname}-ct2-{quantization}'
+    format:str='ctranslate2', # 'ctranslate2' or 'openai'
+)->str: # `<dirname>-ct2-<quantization>` or `<dirname>-openai-<quantization>`
+    "Name of the directory of the model made from it."
+    return f"{dirname}-{'ct2' if format == 'ctranslate2' else format}-{quantization}"
 
 # %% ../nbs/api/00_models.ipynb #f2601d00
 _REPO_ID = re.compile(r'(?=.{3,96}$)\w[\w.-]*/\w[\w.-]*') # owner/name, as the Hub allows
@@ -152,6 +153,7 @@ def resolve(
     if name and Path(name).expanduser().is_dir():
         path = Path(name).expanduser().resolve()
         return Source('local', path.name, path)
+    if Path(name).expanduser().is_file(): raise RequestError(f"'{name}' is a file, and a model is a directory", 'give the directory it is in; for an archive: whisper-nb unpack ARCHIVE')
     known = short_names().get(name.lower().removeprefix('whisper-'), name)
     if known in CHECKPOINTS or _REPO_ID.fullmatch(known): return Source('hub', known)
     raise _unknown(name)

@@ -17,7 +17,9 @@ from typing import Optional
 
 from .archive import SIDECARS, sidecar
 from .convert import convert_all
-from .files import KnownHashes, human_bytes, locked, publish_directory, require_replaceable, require_writable
+from .fidelity import proven_fidelity
+from .files import KnownHashes, human_bytes, locked, publish_directory, read_manifest, require_replaceable, require_writable
+from .formats import FORMATS, model_format
 from .hub import download
 from .models import DEFAULT_MODEL, Source, converted_dirname, parse_quantizations, resolve
 from .offline import offline_test
@@ -31,7 +33,7 @@ def _download(model:str, revision:Optional[str], models_dir:Path, known:KnownHas
     "The checkpoint's files, every byte hashed."
     got = download(model, revision=revision, models_dir=models_dir, known=known)
     commit = f", commit {got.commit[:8]}" if got.commit else ''
-    return Outcome(got.path, f'{_show(got.path)}{commit}', got.bytes, got.reused)
+    return Outcome(got.path, '; '.join([f'{_show(got.path)}{commit}', *got.notes]), got.bytes, got.reused)
 
 def _verify(path:Path, known:KnownHashes)->Outcome:
     "Is it complete, intact and loadable?"
@@ -45,6 +47,11 @@ def _convert(path:Path, quantizations:tuple, known:KnownHashes)->Outcome: # With
     return Outcome([each.path for each in made], detail, sum(each.bytes for each in made), all(each.reused for each in made))
 
 # %% ../nbs/api/15_prepare.ipynb #bd6f3641
+def _compare(source:Path, paths:list[Path], outputs_dir:Path)->Outcome: # With what was found
+    "Do the converted models compute what their source computes?"
+    found = [proven_fidelity(path, source, outputs_dir).require() for path in paths]
+    return Outcome(found, '; '.join(each.verdict for each in found), reused=all(each.reused for each in found))
+
 def _compress(paths:list[Path], outputs_dir:Path)->Outcome: # With the archives
     "The archives with their checksums."
     archives = [pack(path, outputs_dir=outputs_dir) for path in paths]
@@ -65,12 +72,21 @@ def _final_names(text:str)->str:
     return re.sub(r'\.fresh/[^/]+/', '', text)
 
 # %% ../nbs/api/15_prepare.ipynb #e09a7392
-STEPS = ('download', 'verify', 'convert', 'compress', 'offline test') # In order
-_SKIPS = {'convert': 'no_convert', 'compress': 'skip_compress', 'offline test': 'skip_test'} # Step → the parameter that skips it
+STEPS = ('download', 'verify', 'convert', 'fidelity', 'compress', 'offline test') # In order
+_SKIPS = {'convert': 'no_convert', 'fidelity': 'skip_fidelity', 'compress': 'skip_compress', 'offline test': 'skip_test'} # Step → the parameter that skips it
 
-def _skipped(job:SimpleNamespace)->dict: # Step → the option as it was written
-    "The steps that are not wanted."
-    return {step: f"--{name.replace('_', '-')}" for step, name in _SKIPS.items() if getattr(job, name)}
+def _skipped(job:SimpleNamespace, made:dict)->dict: # Step → why
+    "The steps that are not wanted, or have nothing to do."
+    unwanted = {step: f"--{name.replace('_', '-')}" for step, name in _SKIPS.items() if getattr(job, name)}
+    if job.no_convert: unwanted.setdefault('fidelity', 'nothing was converted')
+    return (_needless(made['download'], job.quantization) if made.get('download') else {}) | unwanted
+
+def _needless(path:Path, asked:str)->dict: # Step → why
+    "The steps that have nothing to do for a model that was converted already."
+    if (format := model_format(path)) == 'transformers': return {}
+    stored = read_manifest(path).quantization
+    other = '' if stored == asked else f', not {asked}: for that, start from its Transformers checkpoint'
+    return {'convert': f'already a model for {FORMATS[format].backend}, taken as it is: {stored}{other}', 'fidelity': 'nothing was converted'}
 
 # %% ../nbs/api/15_prepare.ipynb #5f27011a
 def _check(job:SimpleNamespace)->Source:
@@ -84,7 +100,7 @@ def _check(job:SimpleNamespace)->Source:
 # %% ../nbs/api/15_prepare.ipynb #3be118f3
 def _do(name:str, work, job:SimpleNamespace, live:Live, made:dict)->bool: # Did it go well?
     "Do one step, unless it was skipped; its result goes into `made`."
-    if name in _skipped(job): step = Step(name, 'skipped', _skipped(job)[name])
+    if why := _skipped(job, made).get(name): step = Step(name, 'skipped', why)
     else: step, made[name] = run_step(name, work)
     live.update(replace(step, detail=_final_names(step.detail), advice=_final_names(step.advice)))
     return step.status != 'failed'
@@ -94,7 +110,8 @@ def _run_steps(job:SimpleNamespace, models_dir:Path, outputs_dir:Path, live:Live
     made, known, stop = {}, KnownHashes(), Event()
     first = {'download': lambda: _download(job.model, job.revision, models_dir, known),
         'verify': lambda: _verify(made['download'], known),
-        'convert': lambda: _convert(made['download'], job.quantizations, known)}
+        'convert': lambda: _convert(made['download'], job.quantizations, known),
+        'fidelity': lambda: _compare(made['download'], made['convert'], outputs_dir)}
     if not all(_do(name, work, job, live, made) for name, work in first.items()): return made
     with ThreadPoolExecutor(1) as beside:
         testing = beside.submit(_do, 'offline test', lambda: _test(_products(made), stop), job, live, made)
@@ -125,6 +142,7 @@ def _publish_fresh(job:SimpleNamespace, models:Path, outputs:Path):
         with locked(final):
             for algorithm in SIDECARS: sidecar(final, algorithm).unlink(missing_ok=True) # an archive has its own checksums or none
             for file in sorted(outputs.glob(f'{archive.name}*')): os.replace(file, final.with_name(file.name))
+    for record in outputs.glob('*.fidelity.json'): os.replace(record, Path(job.outputs_dir)/record.name)
 
 def _remove(places:tuple):
     "Remove the directories of a run that started over."
@@ -157,6 +175,7 @@ def _results(made:dict, job:SimpleNamespace)->list[dict]:
     results = [{'model': str(Path(job.models_dir)/path.name)} for path in (_products(made) if 'download' in made and made['download'] else [])]
     for result, archive in zip(results, made.get('compress') or ()):
         result |= {'archive': str(Path(job.outputs_dir)/archive.path.name), 'bytes': archive.bytes, 'md5': archive.md5, 'sha256': archive.sha256}
+    for result, found in zip(results, made.get('fidelity') or ()): result['fidelity'] = found.verdict
     for result, test in zip(results, made.get('offline test') or ()): result |= {name: getattr(test, name) for name in _PROOF}
     return results
 
@@ -166,13 +185,14 @@ def prepare(
     revision:Optional[str]=None, # Branch, tag or commit at the Hub
     quantization:str='float16', # Type the converted weights are stored in; several: float16,int8
     no_convert:bool=False, # Leave the model in Transformers format
+    skip_fidelity:bool=False, # Do not compare the converted model with its source
     skip_compress:bool=False, # Make no archive
     skip_test:bool=False, # Do not test offline
     fresh:bool=False, # Make everything anew; the old model stays until the new one is proven
     models_dir:str='models', # Where models are kept
     outputs_dir:str='outputs', # Where archives and reports are written
 )->Report: # What each step did; `.ok` says whether all passed
-    "Download, verify, convert, compress and test a Whisper checkpoint."
+    "Take a checkpoint through every step. Download, verify, convert, compare, compress and test it."
     parameters = check_arguments(prepare, locals().copy())
     job = SimpleNamespace(**parameters)
     source, started, start = _check(job), utc_now(), perf_counter()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from .archive import SIDECARS, OnlyHashed, compare_sidecars, opened_archive, read_files, read_manifest_member, read_sidecars
 from .errors import CheckError
-from .files import (MANIFEST_NAME, Manifest, clear_staging, hash_files, list_files, locked, publish_directory, require_replaceable,
-    require_space, require_writable, staging_path)
+from .files import MANIFEST_NAME, Manifest, clear_staging, differences, locked, publish_directory, require_replaceable
+from .files import require_space, require_writable, staging_path
 from .report import progress
 from .streams import HashedFile
 
@@ -43,10 +43,8 @@ def _is_model(
 )->bool:
     "Is exactly this model already there, every byte of it?"
     try:
-        if (directory/MANIFEST_NAME).read_bytes() != data or list_files(directory) != sorted(manifest.files): return False
-        if any((directory/name).stat().st_size != record.size for name, record in manifest.files.items()): return False
-        with progress(manifest.size, f'check {directory.name}') as bar: digests = hash_files(directory, list(manifest.files), bar.update)
-        return all(digests[name] == record.sha256 for name, record in manifest.files.items())
+        if (directory/MANIFEST_NAME).read_bytes() != data: return False
+        with progress(manifest.size, f'check {directory.name}') as bar: return not differences(directory, manifest, bar.update)
     except (OSError, CheckError): return False
 
 # %% ../nbs/api/07_unpack.ipynb #9b1289cf
