@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+STANDIN = outputs/bench/stand-ins/$(shell $(BIN)/python -c "from whisper_nb.models import resolve; print(resolve('$(MODEL)').dirname)")
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-notebooks test-python check readme notebooks bench-full bench-formats lab clean
+.PHONY: help setup demo test test-notebooks test-python check readme notebooks bench bench-full bench-formats lab clean
 help:            ## Show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
@@ -40,6 +41,14 @@ notebooks: $(READY) ## After editing notebooks: export, clean, README
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python docs/readme.py
+
+bench: $(READY)  ## Which setting should I deploy? (the demo, 5 minutes; MODEL=large-v3-turbo: its size with random weights, half an hour, 6 GB of disk)
+ifdef MODEL
+	test -d $(STANDIN) || $(BIN)/whisper-nb standin $(MODEL) --tokens 100 --directory $(dir $(STANDIN))
+	$(BIN)/whisper-nb run nbs/runs/benchmark.ipynb -p models $(STANDIN) -p recordings 1 -p long_seconds 60 -p beam_sizes 5 -p batch_sizes 1,4 -p compute_types float32,bfloat16,int8
+else
+	$(BIN)/whisper-nb run nbs/runs/benchmark.ipynb
+endif
 
 bench-full: $(READY) ## Measure against the usual way at full size (20 minutes, 12 GB of disk)
 	$(BIN)/whisper-nb run nbs/runs/full_size.ipynb

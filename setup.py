@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=['='], interpolation=None)
 config.read(Path(__file__).with_name('settings.ini'), encoding='utf-8')
 settings = config['DEFAULT']
+extras = {key.removesuffix('_requirements').replace('_', '-'): settings[key].split() for key in settings if key.endswith('_requirements')}
 
 setup(
     name=settings['lib_name'],
@@ -23,7 +24,7 @@ setup(
     package_data={'whisper_nb': ['demo/*/*']},
     python_requires=f">={settings['min_python']}",
     install_requires=settings['requirements'].split(),
-    extras_require={'dev': settings['dev_requirements'].split(), 'openai-whisper': settings['openai_whisper_requirements'].split()},
+    extras_require=extras,
     entry_points={'console_scripts': settings['console_scripts'].split(),
                   'nbdev': [f"{settings['lib_name']}={settings['lib_path']}._modidx:d"]},
     zip_safe=False,

@@ -75,13 +75,42 @@ def test_the_wrong_number_of_mel_bins_is_explained(copied, speech):
 @pytest.mark.parametrize('reason, what, advice', [
     ('CUDA failed with error out of memory', 'not enough memory', 'smaller quantization'),
     ('std::bad_alloc', 'not enough memory', 'smaller quantization'),
-    ('Library libcublas.so.12 is not found or cannot be loaded', 'lacks a CUDA library', 'nvidia-cublas-cu12'),
+    ('Library libcublas.so.12 is not found or cannot be loaded', 'lacks a CUDA library', "pip install 'whisper_nb[cuda]'"),
 ])
 def test_what_the_machine_lacks_is_no_fault_of_the_model(tiny, monkeypatch, reason, what, advice):
     def fail(*_): raise RuntimeError(reason)
     monkeypatch.setitem(BACKENDS, 'transformers', replace(BACKENDS['transformers'], open=fail))
     with pytest.raises(StepError, match=what) as caught: load(tiny['transformers'])
     assert advice in caught.value.advice
+
+
+SHORT = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from whisper_nb.audio import default_clip, load_audio
+from whisper_nb.backends import load
+from whisper_nb.memory import limit_memory
+
+def limit(room): limit_memory(int(re.search(r'VmData:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])*1024 + room)
+
+path, part = sys.argv[1:]
+recording = np.tile(load_audio(default_clip().path), 80)
+model = load(path, device='cpu')
+try:
+    if part == 'load': limit(1_000_000), load(path, device='cpu')
+    model.transcribe(recording[:16_000], language='en', vad=True)
+    limit(80_000_000), model.transcribe(recording, language='en', batch_size=64)
+except Exception as error: print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='Linux keeps the limit')
+@pytest.mark.parametrize('backend, part', [('faster-whisper', 'load'), ('faster-whisper', 'transcribe'), ('transformers', 'load'), ('transformers', 'transcribe'), ('openai-whisper', 'load')])
+def test_too_little_memory_is_an_error_and_no_crash(tiny, backend, part):
+    "The memory of a child is limited for real, once its libraries are loaded."
+    done = subprocess.run([sys.executable, '-c', SHORT, tiny[backend], part], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0 and done.stdout.startswith(f'OutOfMemory not enough memory to {part}'), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
@@ -156,11 +185,11 @@ import sys
 import numpy as np
 from whisper_nb.audio import clips, load_audio
 from whisper_nb.backends import load
-from whisper_nb.offline import _peak_memory
+from whisper_nb.memory import peak_memory
 model, clip = load(sys.argv[1], device='cpu'), np.concatenate([load_audio(clip.path) for clip in clips() if clip.text])
 for minutes in (1, 4): # the spectrogram grows with the length, what is kept of the windows must not
     model.transcribe(np.resize(clip, minutes*60*16_000), language='en', beam_size=2, word_timestamps=True)
-    print(_peak_memory())
+    print(peak_memory())
 '''
 
 

@@ -5,14 +5,16 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
-from whisper_nb.audio import clips, default_clip, load_audio
+from whisper_nb.audio import SAMPLING_RATE, clips, default_clip, load_audio
 from whisper_nb.convert import convert
 from whisper_nb.errors import RequestError, StepError
 from whisper_nb.files import MANIFEST_NAME, list_files
 from whisper_nb.models import CHECKPOINTS
-from whisper_nb.standin import SENTENCE, is_standin, write_standin
+from whisper_nb.standin import MOST_TOKENS, SENTENCE, is_standin, write_standin
 from whisper_nb.vocabulary import read_ranks
 from whisper_nb.verify import verify
 
@@ -48,6 +50,52 @@ def test_our_backends_hear_it_too(models, backend, language):
     from whisper_nb.backends import load
     found = load(models[backend]).transcribe(default_clip().path, language=language)
     assert found.text == TEXT and len(found.segments) == 1
+
+
+@pytest.fixture(scope='module', params=[TURBO, ENGLISH], ids=lambda row: row.repo_id.split('/')[1])
+def talkers(request, tmp_path_factory):
+    "A small stand-in that says sixty tokens in each window, for each backend."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TQDM_DISABLE', '1')
+        source = write_standin(small(request.param), tmp_path_factory.mktemp('talkers'), tokens=60).path
+        assert verify(source).ok and '60 tokens' in (source / 'README.md').read_text()
+        return {'transformers': source, 'faster-whisper': convert(source, 'float16').path, 'openai-whisper': convert(source, 'float16', format='openai').path}
+
+
+def speech(seconds):
+    "Samples in which the detector of speech finds some all the time."
+    spoken = np.concatenate([load_audio(clip.path) for clip in clips() if clip.text])
+    return np.resize(spoken, seconds * SAMPLING_RATE)
+
+
+@pytest.mark.parametrize('backend, batch_size', [('faster-whisper', 1), ('faster-whisper', 8), ('transformers', 1), ('transformers', 8), ('openai-whisper', 1)])
+def test_it_says_as_many_tokens_as_asked_in_every_window(talkers, backend, batch_size):
+    from whisper_nb.backends import load
+    model, read = load(talkers[backend]), Tokenizer.from_file(str(talkers['transformers'] / 'tokenizer.json'))
+    words = read.encode(SENTENCE).ids
+    expected = [words[place % len(words)] for place in range(60)]
+    for beam_size in (1, 5):
+        found = model.transcribe(speech(40), language='en', beam_size=beam_size, batch_size=batch_size)
+        windows = {}
+        for segment in found.segments: windows.setdefault(segment.seek, []).extend(token for token in segment.tokens if token < read.token_to_id('<|endoftext|>'))
+        assert list(windows.values()) == [expected] * len(windows), (beam_size, [len(each) for each in windows.values()])
+        assert len(windows) == 2 or batch_size > 1 and len(windows) > 2, (beam_size, len(windows))
+
+
+def test_tokens_change_only_the_three_tensors_that_lead_to_them(tmp_path):
+    from safetensors.numpy import load_file
+    once, words = (load_file(write_standin(small(TINY), tmp_path / str(tokens), tokens=tokens).path / 'model.safetensors') for tokens in (None, 100))
+    assert {name for name in once if not (once[name] == words[name]).all()} == {'model.decoder.embed_positions.weight'}
+
+
+def test_a_few_tokens_and_the_most(tmp_path):
+    from whisper_nb.backends import load
+    one, most = (write_standin(small(TINY), tmp_path / str(tokens), tokens=tokens).path for tokens in (1, MOST_TOKENS))
+    for tokens, path in ((1, one), (MOST_TOKENS, convert(most, 'float32').path), (MOST_TOKENS, convert(most, 'float32', format='openai').path)):
+        found = load(path).transcribe(default_clip().path, language='en', beam_size=1)
+        assert sum(token < 50257 for segment in found.segments for token in segment.tokens) == tokens, path
+    for tokens in (0, MOST_TOKENS + 1):
+        with pytest.raises(RequestError, match='cannot hold'): write_standin('tiny', tmp_path, tokens=tokens)
 
 
 def test_the_other_multilingual_vocabulary(tmp_path):
@@ -114,4 +162,4 @@ def test_the_command(whisper_nb):
     made = Path('outputs/stand-ins/openai_whisper-tiny')
     assert 'random parameters' in done.stdout and len(list(made.glob('model-*.safetensors'))) > 1 and os.listdir('.') == ['outputs']
     assert verify(made).ok
-    assert whisper_nb('standin', 'demo').returncode == 2
+    assert whisper_nb('standin', 'demo').returncode == 2 and whisper_nb('standin', 'tiny', '--tokens', '0').returncode == 2

@@ -17,11 +17,13 @@ from typing import Any
 
 from fastcore.basics import patch
 from .audio import SAMPLING_RATE, load_audio
-from .errors import CheckError, RequestError, StepError, WhisperNbError
+from .errors import CheckError, MissingPackage, OutOfMemory, RequestError, StepError, WhisperNbError
 from .faster_whisper_engine import batch_faster_whisper, decode_faster_whisper, faster_whisper_languages, faster_whisper_tasks, open_faster_whisper
 from .formats import FORMATS, foreign_format, missing_files, model_format, read_json
+from .gpu import CUDA_ADVICE
 from .openai_engine import decode_openai, open_openai, openai_languages, openai_tasks, openai_types
 from .speech import WINDOW_SECONDS, cut, find_speech, put_back
+from .stopwatch import PARTS, part, watching
 from .transcript import Options, Segment, Transcript, until
 from .transformers_engine import batch_transformers, decode_transformers, open_transformers, torch_types, transformers_languages, transformers_tasks
 from .verify import compute_types
@@ -91,7 +93,30 @@ def pick_device(
         raise RequestError(f"{backend.name} cannot compute in '{compute_type}' on this machine's {device}", f'use one of: default, auto, {", ".join(devices[device])}')
     return device
 
-# %% ../nbs/api/10_backends.ipynb #16d11c74
+# %% ../nbs/api/10_backends.ipynb #7b21e1f9
+_MEMORY = re.compile(r'out of memory|alloc|failed to map|start new thread|resource temporarily unavailable', re.IGNORECASE) # CUDA, most others, a library that did not fit, the stack of a thread (Python, C++)
+_LIBRARY = re.compile(r'lib(cu|nv)\w+\.so')
+_DRIVER = re.compile(r'CUDA driver version|no kernel image|no CUDA-capable device|unsupported toolchain', re.IGNORECASE)
+
+def _too_little(doing:str, path:Path)->OutOfMemory:
+    "The error for a lack of memory."
+    return OutOfMemory(f"not enough memory to {doing} '{path.name}'", 'close other programs, or use a smaller batch, a smaller model, a smaller quantization (int8), or run it on the CPU')
+
+def _lack(
+    error:Exception, # As the library raised it
+    reason:str, # Its text, in one line
+    doing:str, # 'load' or 'transcribe with'
+    backend:Backend, # Which library
+    path:Path, # Which model
+)->StepError|None: # None: the machine lacks nothing
+    "The error for what the machine lacks."
+    if isinstance(error, MemoryError) or _MEMORY.search(reason): return _too_little(doing, path)
+    if isinstance(error, ModuleNotFoundError):
+        return MissingPackage(f'{backend.name} is not installed, or not all it needs ({reason})', f'install the project with its pins (make setup), or only this: pip install {backend.package}')
+    if _LIBRARY.search(reason): return MissingPackage(f'{backend.name} lacks a CUDA library: {reason}', f'{CUDA_ADVICE}; or run it on the CPU (--device cpu)')
+    if _DRIVER.search(reason): return StepError(f'{backend.name} cannot use the GPU: {reason}', 'update the NVIDIA driver, or run it on the CPU (--device cpu)')
+    return None
+
 @contextmanager
 def _explained(
     doing:str, # 'load' or 'transcribe with'
@@ -100,14 +125,17 @@ def _explained(
 ):
     "Give errors of the library their two lines."
     try: yield
-    except (WhisperNbError, MemoryError, ModuleNotFoundError): raise
+    except WhisperNbError: raise
     except Exception as error:
         reason = ' '.join(str(error).split())[:300] or type(error).__name__
-        if any(words in reason.lower() for words in ('out of memory', 'alloc', 'failed to map')): # the last of a library that did not fit
-            raise StepError(f"not enough memory to {doing} '{path.name}'", 'close other programs, or use a smaller model, a smaller quantization (int8), or run it on the CPU') from error
-        if re.search(r'lib(cu|nv)\w+\.so', reason):
-            raise StepError(f"{backend.name} lacks a CUDA library: {reason}", 'install it (pip install nvidia-cublas-cu12 nvidia-cudnn-cu12) where the system looks for libraries, or run it on the CPU') from error
-        raise CheckError(f"{backend.name} could not {doing} '{path.name}': {reason}", f'say what is wrong with it: whisper-nb verify {path}') from error
+        fault = CheckError(f"{backend.name} could not {doing} '{path.name}': {reason}", f'say what is wrong with it: whisper-nb verify {path}')
+        raise _lack(error, reason, doing, backend, path) or fault from error
+
+@contextmanager
+def _enough_memory(doing:str, path:Path):
+    "The same for our own code, where the only thing to be explained is a lack of memory."
+    try: yield
+    except MemoryError as error: raise _too_little(doing, path) from error
 
 # %% ../nbs/api/10_backends.ipynb #2b9b8efb
 def share_cores():
@@ -154,7 +182,8 @@ def load(
 )->LoadedModel:
     "Load a model from its directory. Never uses the network."
     share_cores() # before the first import of torch or ctranslate2
-    chosen, path = pick_backend(path, backend), Path(path)
+    path = Path(path)
+    with _enough_memory('load', path): chosen = pick_backend(path, backend)
     if missing := missing_files(os.listdir(path), chosen.format):
         raise CheckError(f"'{path.name}' lacks {', '.join(missing)}: {chosen.name} cannot load it offline", f'prepare or restore the model again, or see what else it lacks: whisper-nb verify {path}')
     with _explained('load', chosen, path):
@@ -179,7 +208,7 @@ def _within(segments, end:float)->tuple[Segment, ...]:
     said = [kept for each in segments if each.text.strip() and (kept := until(each, end))]
     return tuple(replace(each, id=place) for place, each in enumerate(said))
 
-# %% ../nbs/api/10_backends.ipynb #7b21e1f9
+# %% ../nbs/api/10_backends.ipynb #6c90d1aa
 def _check_batch(model:LoadedModel, size:int):
     "`RequestError` when several stretches at once are more than the library can do."
     if size == 1 or model.backend.batch: return
@@ -199,13 +228,13 @@ def _decode(model:LoadedModel, samples, options:Options)->tuple: # Segments and 
     "Transcribe the whole, or only where someone speaks, by window or by batch."
     batch = options.batch_size > 1
     if not (options.vad or batch): return model.backend.decode(model.engine, samples, options)
-    speech = find_speech(samples, chunks=batch)
+    with part('vad'): speech = find_speech(samples, chunks=batch)
     if not speech: return [], options.language
     if batch: segments, language = model.backend.batch(model.engine, cut(samples, speech, WINDOW_SECONDS), options)
     else: segments, language = model.backend.decode(model.engine, *cut(samples, speech), options)
     return put_back(_within(segments, speech.seconds), speech), language
 
-# %% ../nbs/api/10_backends.ipynb #6c90d1aa
+# %% ../nbs/api/10_backends.ipynb #d281c573
 @patch
 def transcribe(
     self:LoadedModel, # From `load`
@@ -215,8 +244,8 @@ def transcribe(
     "Write down what is said in `audio`."
     asked = Options.of(options)
     check_options(self, asked)
-    samples = load_audio(audio)
+    with _enough_memory('transcribe with', self.path): samples = load_audio(audio)
     start, duration = perf_counter(), len(samples)/SAMPLING_RATE
-    with _explained('transcribe with', self.backend, self.path): segments, language = _decode(self, samples, asked)
+    with _explained('transcribe with', self.backend, self.path), watching() as watch: segments, language = _decode(self, samples, asked)
     seconds, segments = perf_counter() - start, _within(segments, duration)
-    return Transcript(''.join(segment.text for segment in segments).strip(), segments, language, duration, seconds)
+    return Transcript(''.join(segment.text for segment in segments).strip(), segments, language, duration, seconds, watch.seconds)

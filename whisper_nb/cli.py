@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['app', 'options_of', 'command', 'download', 'verify', 'convert', 'test', 'fidelity', 'pack', 'unpack', 'transcribe',
-           'mirror', 'standin', 'main']
+           'mirror', 'standin', 'bench_compare', 'main']
 
 # %% ../nbs/api/20_cli.ipynb #1df1b510
-import inspect, json, os, sys
+import inspect, json, os, sys, warnings
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Optional, get_type_hints
@@ -17,23 +18,26 @@ import typer
 from fastcore.docments import docments
 from typer.exceptions import TyperException
 
+from .bench import benchmark
+from .bench_report import rows_file, write_bench_report
 from .errors import RequestError, explain
 from .prepare import prepare
 
 # %% ../nbs/api/20_cli.ipynb #91894c8f
 def _annotated(name:str, parameter:inspect.Parameter, kind:type, text:str, arguments:tuple):
     "One parameter as typer wants it."
-    if name in arguments: return Annotated[kind, typer.Argument(help=text, metavar=name.upper(), show_default=parameter.default is not parameter.empty)]
+    if several := f'{name}...' in arguments: kind = list[kind]
+    if several or name in arguments: return Annotated[kind, typer.Argument(help=text, metavar=f'[{name.upper()}]...' if several else name.upper(), show_default=parameter.default is not parameter.empty)]
     return Annotated[kind, typer.Option(f"--{name.replace('_', '-')}", help=text)]
 
 def options_of(
     function:Callable, # Its parameters, annotations and comments become options
-    *arguments:str, # Names that are positional
+    *arguments:str, # Names that are positional; 'name...': several words
 )->list[inspect.Parameter]: # With annotations that typer reads
     "The parameters of `function` as command-line options."
     kinds, comments = get_type_hints(function), docments(function)
-    return [parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=_annotated(name, parameter, kinds[name], comments[name], arguments))
-        for name, parameter in inspect.signature(function).parameters.items()]
+    return [parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=_annotated(name, parameter, kinds[name], comments[name], arguments),
+        default=parameter.default.split(',') if f'{name}...' in arguments else parameter.default) for name, parameter in inspect.signature(function).parameters.items()]
 
 # %% ../nbs/api/20_cli.ipynb #c65b437d
 def _as_json(result)->str:
@@ -58,14 +62,17 @@ app = typer.Typer(name='whisper-nb', no_args_is_help=True, pretty_exceptions_ena
     context_settings={'help_option_names': ['-h', '--help']}, help="From a Whisper checkpoint's name to a proven, portable, offline speech-to-text model.")
 
 def command(
-    *arguments:str, # Names of positional parameters
+    *arguments:str, # Names of positional parameters; 'name...': several words, which the function gets with commas between
     data:bool = True, # Does it return something to show?
+    name:str = '', # Of the command; by default the function's, with dashes
 ):
     "Make a command of the decorated function; what it returns is shown."
     def register(function:Callable):
-        def run(*, as_json:bool=False, **options): _show(function(**options), as_json)
+        def run(*, as_json:bool=False, **options):
+            lists = {each.removesuffix('...'): ','.join(options[each.removesuffix('...')]) for each in arguments if each.endswith('...')}
+            _show(function(**options | lists), as_json)
         run.__signature__ = inspect.Signature([*options_of(function, *arguments), *[_JSON]*data])
-        app.command(function.__name__, help=function.__doc__)(run)
+        app.command(name or function.__name__.replace('_', '-'), help=function.__doc__)(run)
         return function
     return register
 
@@ -189,24 +196,40 @@ def _say(heard, formats:tuple, output_dir:str|None, layout, several:bool, as_jso
         print(_lines(heard, text) if several and not output_dir else text, end='', flush=True)
     return dict(audio=heard.audio, **as_result(heard.transcript), audio_seconds=heard.transcript.audio_seconds, seconds=heard.transcript.seconds, files=files)
 
+# %% ../nbs/api/20_cli.ipynb #8e1d9cd7
+@contextmanager
+def _fallbacks_told():
+    "Each thing given up for want of memory is a line on standard error."
+    from whisper_nb.fallback import FallbackWarning
+    with warnings.catch_warnings(): # puts back what is set here
+        others = warnings.showwarning
+        def show(message, category, *place):
+            if issubclass(category, FallbackWarning): print(f'⚠️ {message}', file=sys.stderr)
+            else: others(message, category, *place)
+        warnings.showwarning = show
+        warnings.simplefilter('always', FallbackWarning)
+        yield
+
 # %% ../nbs/api/20_cli.ipynb #d723ad33
 @command('audio', data=False)
 def transcribe(
     audio:list[str], # Recordings, in any format
-    model:str, # The model's directory
+    model:Optional[str]=None, # The model's directory; by default the one recommended by whisper-nb bench
     language:Optional[str]=None, # For example en; by default it is detected
     task:str='transcribe', # transcribe, or translate into English
-    beam_size:int=5, # Hypotheses kept while decoding; 1 is the fastest
+    beam_size:Optional[int]=None, # Hypotheses kept while decoding, 1 is the fastest; by default as recommended by whisper-nb bench, or 5
     temperature:str='0', # 0: the same words each time; several (0,0.2,0.4) are tried in turn when a window goes wrong
     vad:bool=False, # Leave out where nobody speaks
     word_timestamps:bool=False, # Find the time of each word
-    batch_size:int=1, # Stretches of speech decoded at once; from 2 on silence is left out, too
+    batch_size:Optional[int]=None, # Stretches of speech decoded at once, from 2 on silence is left out, too; by default as recommended, or 1
     initial_prompt:Optional[str]=None, # Text shown to the model before it starts: names, spelling
     condition_on_previous_text:bool=False, # Show the model the text of the window before
-    backend:Optional[str]=None, # faster-whisper, transformers or openai-whisper; by default what fits the model's format
-    device:str='auto', # cpu, cuda, or auto: cuda where there is one
-    compute_type:str='default', # Type to compute in
-    threads:int=0, # CPU threads; 0: the library's own choice
+    backend:Optional[str]=None, # faster-whisper, transformers or openai-whisper; by default as recommended, or what fits the model's format
+    device:Optional[str]=None, # cpu, cuda, or auto: cuda where there is one; by default as recommended, or auto
+    compute_type:Optional[str]=None, # Type to compute in; by default as recommended, or what fits the stored type and the device
+    threads:Optional[int]=None, # CPU threads, 0 is the library's own choice; by default as recommended, or 0
+    recommended:str='outputs/recommended.json', # Settings that whisper-nb bench wrote; '' to use none
+    no_fallback:bool=False, # Stop when the memory does not suffice; by default go on with smaller batches, a smaller type, the CPU
     output_format:str='txt', # txt, srt, vtt, tsv, json or all
     output_dir:Optional[str]=None, # Where a file is written for each recording; by default the text goes to standard output
     highlight_words:bool=False, # Subtitles: underline each word as it is spoken
@@ -216,17 +239,20 @@ def transcribe(
     json:bool=False, # Write all there is as JSON, one list for all recordings
 ):
     "Write down what is said in recordings, offline."
-    from whisper_nb.transcribe import check_outputs, transcribe
+    from whisper_nb.transcribe import check_outputs, choose, transcribe
     several, formats = len(audio) > 1, _formats(output_format, output_dir, len(audio) > 1, json)
     layout = _layout(word_timestamps, highlight_words=highlight_words, max_line_width=max_line_width, max_line_count=max_line_count, max_words_per_line=max_words_per_line)
     if output_dir: check_outputs(audio, output_dir)
-    made = transcribe(audio, model, backend, device, compute_type, threads, language=language, task=task, beam_size=beam_size, temperature=_temperatures(temperature),
+    choice = choose(model, backend, device, compute_type, threads, recommended, language=language, task=task, beam_size=beam_size, temperature=_temperatures(temperature),
         vad=vad, word_timestamps=word_timestamps, batch_size=batch_size, initial_prompt=initial_prompt, condition_on_previous_text=condition_on_previous_text)
+    if choice.note: print(choice.note, file=sys.stderr)
     rows = []
-    try:
-        for heard in made: rows.append(_say(heard, formats, output_dir, layout, several, json))
-    finally: # Ctrl-C, a full disk: what is finished is not lost
-        if json: print(_as_json(rows), flush=True)
+    with _fallbacks_told():
+        made = transcribe(audio, choice.model, choice.backend, choice.device, choice.compute_type, choice.threads, None, not no_fallback, **choice.options)
+        try:
+            for heard in made: rows.append(_say(heard, formats, output_dir, layout, several, json))
+        finally: # Ctrl-C, a full disk: what is finished is not lost
+            if json: print(_as_json(rows), flush=True)
     if any('problem' in row for row in rows): raise typer.Exit(1)
 
 # %% ../nbs/api/20_cli.ipynb #bbff650e
@@ -245,11 +271,27 @@ def standin(
     model:str, # A known checkpoint, by any of its names
     directory:str='outputs/stand-ins', # Where the stand-in's directory appears
     shard_megabytes:Optional[int]=None, # Largest size of a file of weights; by default there is one file
+    tokens:Optional[int]=None, # Text tokens it says in each window of 30 s (people say about 100); by default one short sentence
 ):
     "Write a stand-in for a checkpoint. It has its exact architecture and random weights, to measure what a model of its size needs."
     from whisper_nb.standin import write_standin
     if shard_megabytes is not None and shard_megabytes < 1: raise RequestError(f'--shard-megabytes is {shard_megabytes}', 'give a number from 1 on')
-    return write_standin(model, directory, shard_bytes=shard_megabytes and shard_megabytes * 1_000_000)
+    return write_standin(model, directory, shard_bytes=shard_megabytes and shard_megabytes * 1_000_000, tokens=tokens)
+
+# %% ../nbs/api/20_cli.ipynb #70df8bfe
+command('models...', name='bench')(benchmark)
+command('file', name='bench-report')(write_bench_report)
+
+@command('before', 'after')
+def bench_compare(
+    before:str, # Rows of a benchmark, or the directory they are in
+    after:str, # Those of a later one
+    threshold:float=0.05, # Smallest difference in speed or memory that counts, as a share: 0.05 is 5 %
+):
+    "Compare two benchmarks. Exit code 1 when something became slower, less accurate or larger beyond noise, or fails now."
+    from whisper_nb.regressions import compare
+    from whisper_nb.results import read_results
+    return compare(read_results(rows_file(before)), read_results(rows_file(after)), threshold)
 
 # %% ../nbs/api/20_cli.ipynb #a696aff7
 def _pairs(words:list[str])->dict[str,str]:

@@ -15,11 +15,13 @@ from functools import cache
 from itertools import accumulate
 
 from .audio import SAMPLING_RATE
+from .gpu import load_cuda_libraries
 from .report import progress
 from .spectrogram import in_blocks
+from .stopwatch import part, time_calls
 from .transcript import Options, Segment, Word, known_tasks, language_codes, until
 
-# %% ../nbs/api/09_faster_whisper_engine.ipynb #3008626f
+# %% ../nbs/api/09_faster_whisper_engine.ipynb #07da5c44
 @contextmanager
 def _quiet_ctranslate2():
     "Show CTranslate2's errors only."
@@ -29,12 +31,28 @@ def _quiet_ctranslate2():
     try: yield
     finally: ctranslate2.set_log_level(level)
 
+# %% ../nbs/api/09_faster_whisper_engine.ipynb #06c5e21e
+@cache
+def _watched_model()->type:
+    "faster-whisper's model, with the encoder and the decoder measured."
+    from faster_whisper import WhisperModel
+    class Model(WhisperModel):
+        def encode(self, *arguments, **options):
+            with part('encode'): return super().encode(*arguments, **options)
+        def generate_with_fallback(self, *arguments, **options):
+            with part('decode'): return super().generate_with_fallback(*arguments, **options)
+        def detect_language(self, *arguments, **options): # encodes inside, decodes one token
+            with part('decode'): return super().detect_language(*arguments, **options)
+        def add_word_timestamps(self, *arguments, **options): # the decoder once more
+            with part('decode'): return super().add_word_timestamps(*arguments, **options)
+    return Model
+
 def open_faster_whisper(path, device, compute_type, threads):
     "Load a CTranslate2 model."
-    from faster_whisper import WhisperModel
+    if device == 'cuda': load_cuda_libraries() # else the first window would find out that they are missing
     with _quiet_ctranslate2():
-        engine = WhisperModel(str(path), device=device, compute_type=compute_type, cpu_threads=threads, local_files_only=True)
-    in_blocks(engine.feature_extractor)
+        engine = _watched_model()(str(path), device=device, compute_type=compute_type, cpu_threads=threads, local_files_only=True)
+    time_calls(in_blocks(engine.feature_extractor), 'features')
     return engine, engine.model.compute_type
 
 # %% ../nbs/api/09_faster_whisper_engine.ipynb #9745f2d8
@@ -73,14 +91,14 @@ def decode_faster_whisper(engine, samples, options):
     segments, about = engine.transcribe(samples, condition_on_previous_text=options.condition_on_previous_text, **_asked(options))
     return list(_watched(segments, len(samples)/SAMPLING_RATE)), about.language
 
-# %% ../nbs/api/09_faster_whisper_engine.ipynb #06c5e21e
+# %% ../nbs/api/09_faster_whisper_engine.ipynb #c7c28443
 @cache
 def _pipeline():
     "faster-whisper's pipeline for batches, with the end of each chunk kept."
     from faster_whisper import BatchedInferencePipeline
     class Pipeline(BatchedInferencePipeline):
         def generate_segment_batched(self, features, tokenizer, options):
-            encoded, outputs = super().generate_segment_batched(features, tokenizer, options)
+            with part('decode'): encoded, outputs = super().generate_segment_batched(features, tokenizer, options)
             for output in outputs: # the end of the window; the end of the chunk comes before it and is put in below
                 if output['tokens'] and output['tokens'][-1] < tokenizer.timestamp_begin: output['tokens'] = [*output['tokens'], tokenizer.timestamp_begin + 1500]
             return encoded, outputs

@@ -19,10 +19,10 @@ from fastcore.basics import patch
 from .audio import Clip, default_clip
 from .backends import Backend, large_pages, load, pick_backend, pick_device
 from .contents import read_dimensions, read_weights
-from .errors import CheckError, RequestError, StepError, explain
+from .errors import CheckError, MissingPackage, OutOfMemory, RequestError, StepError, explain
 from .files import human_bytes, link_or_copy_tree, read_manifest, require_space
 from .layout import Dimensions
-from .memory import memory_available, require_memory
+from .memory import memory_available, peak_memory, require_memory
 from .report import progress
 
 # %% ../nbs/api/10_offline.ipynb #91e20164
@@ -231,13 +231,6 @@ from whisper_nb.offline import _child
 _child(job, attempts)
 '''
 
-def _peak_memory()->int: # Bytes
-    "Largest resident memory this process ever had."
-    try: return int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1])*1024
-    except (OSError, TypeError):
-        import resource # counts the parent's memory too on some systems, so it comes second
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)
-
 def _peak_gpu_memory(device:str)->int|None: # Bytes; None where torch cannot know
     "Largest memory torch took on the GPU."
     torch = sys.modules.get('torch')
@@ -254,7 +247,7 @@ def _answer(job:dict, attempts:list)->dict:
     transcript = model.transcribe(job['audio'], language=job['language'] if job['language'] in model.languages else None)
     return dict(backend=model.backend.name, device=model.device, compute_type=model.compute_type, text=transcript.text,
         load_seconds=model.seconds, transcribe_seconds=transcript.seconds, audio_seconds=transcript.audio_seconds,
-        peak_memory=_peak_memory(), peak_gpu_memory=_peak_gpu_memory(model.device if model.backend.format != 'ctranslate2' else 'cpu'), denied_by=denied_by)
+        peak_memory=peak_memory(), peak_gpu_memory=_peak_gpu_memory(model.device if model.backend.format != 'ctranslate2' else 'cpu'), denied_by=denied_by)
 
 def _child(job:dict, attempts:list):
     "What the child process runs."
@@ -347,7 +340,7 @@ def _raise_problem(answer:dict, copy:Path, path:Path):
     "Raise what the child reported, about the model and not about its copy."
     texts = [answer[part].replace(str(copy), str(path)) for part in ('what', 'advice')]
     if answer['attempts']: texts = [f"'{path.name}' needs the network: loading it wanted {answer['attempts'][0]}", f'see what it lacks: whisper-nb verify {path}']
-    kind = {'RequestError': RequestError, 'StepError': StepError}.get(answer['error'], CheckError)
+    kind = {each.__name__: each for each in (RequestError, StepError, OutOfMemory, MissingPackage)}.get(answer['error'], CheckError)
     raise kind(*texts) from RuntimeError('in the child:\n' + answer['traceback'])
 
 # %% ../nbs/api/10_offline.ipynb #6063b1cf

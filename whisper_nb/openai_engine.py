@@ -17,10 +17,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from .errors import StepError
+from .errors import MissingPackage
 from .formats import read_json
 from .layout import SpecialTokens, TIMESTAMPS, read_tokens, special_tokens
 from .report import progress
+from .stopwatch import part, time_calls, time_forward, timed
 from .transcript import Options, Segment, Word, known_tasks, language_codes
 from .verify import torch_devices
 from .vocabulary import GET_OPENAI_WHISPER
@@ -87,6 +88,7 @@ def _using(tokenizer)->Iterator:
     transcribing, decoding = (import_module(f'whisper.{name}') for name in ('transcribe', 'decoding'))
     ours = {(transcribing, 'get_tokenizer'): lambda *_, **__: tokenizer, (decoding, 'get_tokenizer'): lambda *_, **__: tokenizer, (transcribing, 'tqdm'): SimpleNamespace(tqdm=_bar)}
     with _ONE_AT_A_TIME:
+        ours |= {(transcribing, name): timed(getattr(transcribing, name), each) for name, each in (('log_mel_spectrogram', 'features'), ('add_word_timestamps', 'decode'))}
         before = {(module, name): getattr(module, name) for module, name in ours}
         try:
             for (module, name), value in ours.items(): setattr(module, name, value)
@@ -126,7 +128,7 @@ def _import_whisper():
         whisper.load_model # the name belongs to another package, too
         return whisper
     except (ModuleNotFoundError, AttributeError) as error:
-        raise StepError(f'openai-whisper is not installed, or not all it needs ({error})', f'{GET_OPENAI_WHISPER}; or use the backend faster-whisper, with its own conversion') from None
+        raise MissingPackage(f'openai-whisper is not installed, or not all it needs ({error})', f'{GET_OPENAI_WHISPER}; or use the backend faster-whisper, with its own conversion') from None
 
 # %% ../nbs/api/09_openai_engine.ipynb #566d1816
 def open_openai(
@@ -142,6 +144,8 @@ def open_openai(
     if compute_type in ('default', 'auto'): compute_type = openai_types()[device][0]
     settings, encoding = read_json(path/'generation_config.json'), _Encoding(path)
     model = whisper.load_model(str(path.resolve()/'model.pt'), device=device) # a path, not one of its names
+    time_forward(model.encoder, 'encode')
+    time_calls(model, 'decode', 'decode') # it encodes inside
     if heads := settings.get('alignment_heads'): model.set_alignment_heads(alignment_dump(heads, model.dims.n_text_layer, model.dims.n_text_head))
     return OpenAIEngine(model, encoding, bool(settings.get('is_multilingual', len(encoding.special.languages) > 1)), compute_type == 'float16'), compute_type
 
@@ -161,8 +165,8 @@ def openai_tasks(
 def _detect_language(engine:OpenAIEngine, samples)->str: # A code
     "The language of the first 30 seconds."
     from whisper.audio import N_FRAMES, N_SAMPLES, log_mel_spectrogram, pad_or_trim
-    mel = pad_or_trim(log_mel_spectrogram(samples, engine.model.dims.n_mels, padding=N_SAMPLES), N_FRAMES).to(engine.model.device)
-    probabilities = engine.model.detect_language(mel.half() if engine.half else mel, engine.tokenizer())[1]
+    with part('features'): mel = pad_or_trim(log_mel_spectrogram(samples, engine.model.dims.n_mels, padding=N_SAMPLES), N_FRAMES).to(engine.model.device)
+    with part('decode'): probabilities = engine.model.detect_language(mel.half() if engine.half else mel, engine.tokenizer())[1]
     return max(probabilities, key=probabilities.get)
 
 _STATED = ('id', 'seek', 'temperature', 'avg_logprob', 'compression_ratio', 'no_speech_prob') # What it says of a segment, under the same names

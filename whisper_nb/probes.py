@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 
+from fastcore.basics import patch
 from .audio import SAMPLING_RATE
 from .completion import generation_settings, spectrogram
 from .contents import read_dimensions
@@ -67,7 +68,7 @@ def _extractor(path:Path):
 def _extracted(extractor, samples)->'np.ndarray': # float32, shape (mel bins, 3000)
     return extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors='np').input_features[0]
 
-# %% ../nbs/api/11_probes.ipynb #cbb266c0
+# %% ../nbs/api/11_probes.ipynb #c6df745c
 class TransformersProbe:
     "A Transformers model in float32."
     def __init__(self,
@@ -95,41 +96,53 @@ class TransformersProbe:
     def states(self, encoded)->'np.ndarray': # float32, shape (positions, width)
         return encoded[0].cpu().numpy()
 
-    def _run(self, encoded, tokens:list, **options):
-        import torch
-        with torch.inference_mode(): return self.model(encoder_outputs=(encoded,), decoder_input_ids=torch.tensor([tokens], device=self.device), **options)
-
-    def greedy(self, encoded, prompt:Prompt, limit:int)->tuple: # Tokens, and the scores they were chosen by, shape (steps, text tokens and the end)
-        import numpy as np
-        tokens, rows, past, feed = [], [], None, prompt.tokens
-        while len(tokens) < limit:
-            out = self._run(encoded, feed, past_key_values=past, use_cache=True)
-            rows.append(out.logits[0, -1, :prompt.end + 1].cpu().numpy())
-            past, feed = out.past_key_values, [int(rows[-1].argmax())]
-            if feed[0] == prompt.end: break
-            tokens += feed
-        return tokens, np.stack(rows)
-
-    def force(self, encoded, prompt:Prompt, tokens:list)->tuple: # Log-probability of each token, the frame at which it begins (and at which the text ends)
-        out, first = self._run(encoded, [*prompt.tokens, *tokens, prompt.end], output_attentions=True), len(prompt.start)
-        scores = out.logits[0, first:first + len(tokens), :prompt.end].log_softmax(-1)
-        self.map = self._attention(out.cross_attentions)[first:-1]
-        return scores.cpu().numpy()[range(len(tokens)), tokens], self._align()
-
-    def _attention(self, layers)->'np.ndarray': # float64, shape (tokens, positions): where the alignment heads look
-        import torch
-        from transformers.models.whisper.generation_whisper import _median_filter
-        weights = torch.stack([layers[layer][0, head] for layer, head in self.heads]).cpu()
-        deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
-        return _median_filter((weights - mean) / deviation, 7).mean(0).double().numpy()
-
-    def _align(self):
-        from transformers.models.whisper.generation_whisper import _dynamic_time_warping
-        return starts(*_dynamic_time_warping(-self.map))
-
     def close(self):
         self.model = None
         gc.collect()
+
+# %% ../nbs/api/11_probes.ipynb #bc86f31e
+@patch
+def _run(self:TransformersProbe, encoded, tokens:list, **options):
+    "The decoder over these tokens."
+    import torch
+    with torch.inference_mode(): return self.model(encoder_outputs=(encoded,), decoder_input_ids=torch.tensor([tokens], device=self.device), **options)
+
+@patch
+def greedy(self:TransformersProbe, encoded, prompt:Prompt, limit:int)->tuple: # Tokens, and the scores they were chosen by, shape (steps, text tokens and the end)
+    "The likeliest token each time, up to `limit` or the end of the text."
+    import numpy as np
+    tokens, rows, past, feed = [], [], None, prompt.tokens
+    while len(tokens) < limit:
+        out = self._run(encoded, feed, past_key_values=past, use_cache=True)
+        rows.append(out.logits[0, -1, :prompt.end + 1].cpu().numpy())
+        past, feed = out.past_key_values, [int(rows[-1].argmax())]
+        if feed[0] == prompt.end: break
+        tokens += feed
+    return tokens, np.stack(rows)
+
+# %% ../nbs/api/11_probes.ipynb #0c8f5a85
+@patch
+def _attention(self:TransformersProbe, layers)->'np.ndarray': # float64, shape (tokens, positions): where the alignment heads look
+    "The alignment heads, made even, smoothed and averaged."
+    import torch
+    from transformers.models.whisper.generation_whisper import _median_filter
+    weights = torch.stack([layers[layer][0, head] for layer, head in self.heads]).cpu()
+    deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
+    return _median_filter((weights - mean) / deviation, 7).mean(0).double().numpy()
+
+@patch
+def _align(self:TransformersProbe):
+    "The frame at which each token begins."
+    from transformers.models.whisper.generation_whisper import _dynamic_time_warping
+    return starts(*_dynamic_time_warping(-self.map))
+
+@patch
+def force(self:TransformersProbe, encoded, prompt:Prompt, tokens:list)->tuple: # Log-probability of each token, the frame at which it begins (and at which the text ends)
+    "How likely these tokens are, and when each is said."
+    out, first = self._run(encoded, [*prompt.tokens, *tokens, prompt.end], output_attentions=True), len(prompt.start)
+    scores = out.logits[0, first:first + len(tokens), :prompt.end].log_softmax(-1)
+    self.map = self._attention(out.cross_attentions)[first:-1]
+    return scores.cpu().numpy()[range(len(tokens)), tokens], self._align()
 
 # %% ../nbs/api/11_probes.ipynb #08e487b9
 def _array(view)->'np.ndarray': # float32

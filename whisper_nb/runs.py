@@ -17,7 +17,7 @@ from .parameters import check_value, near_name, parse_value
 from .report import page_around
 
 # %% ../nbs/api/15_runs.ipynb #3608cccb
-_KINDS = {'bool': bool, 'str': str, 'int': int, 'float': float, 'Optional[str]': Optional[str]} # As written in a parameters cell → type
+_KINDS = {'bool': bool, 'str': str, 'int': int, 'float': float, 'Optional[str]': Optional[str], 'Optional[float]': Optional[float]} # As written in a parameters cell → type
 
 def notebook_parameters(
     notebook:Path, # A notebook with a cell tagged `parameters`

@@ -9,7 +9,7 @@ __all__ = ['LANGUAGE_TOKEN', 'Word', 'Segment', 'until', 'compression_ratio', 'T
 # %% ../nbs/api/08_transcript.ipynb #cf76f396
 import re, zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 from .errors import RequestError
 from .parameters import near_name
@@ -67,6 +67,7 @@ class Transcript:
     language: str|None # Code of the language, given or detected; None: nobody speaks
     audio_seconds: float # Duration of the audio, s
     seconds: float # Wall time of the transcription, s
+    parts: dict = field(default_factory=dict, compare=False) # Where the time went: part of the work → s; see [stopwatch](08_stopwatch.ipynb)
 
     @property
     def rtfx(self)->float: # Seconds of audio transcribed per second of wall time; higher is better
@@ -113,7 +114,7 @@ class Options:
     @classmethod
     def of(cls, options:dict)->'Options': # Name → value, as a caller wrote them
         "The same from keywords; a name that is no option is a `RequestError`."
-        known = [field.name for field in fields(cls)]
+        known = [each.name for each in fields(cls)]
         for name in options:
             if name not in known: raise RequestError(f"there is no option '{name}'", near_name(name, known))
         return cls(**options)

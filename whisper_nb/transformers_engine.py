@@ -14,6 +14,7 @@ from typing import Any
 
 from .audio import SAMPLING_RATE
 from .report import progress, quiet_transformers
+from .stopwatch import part, time_forward
 from .transcript import LANGUAGE_TOKEN, Options, Segment, Word, compression_ratio, known_tasks, language_codes, until
 from .verify import torch_devices
 
@@ -85,7 +86,9 @@ def open_transformers(path, device, compute_type, threads):
         model = _whisper().from_pretrained(str(path), local_files_only=True, dtype=getattr(torch, compute_type))
         model.generation_config.prev_sot_token_id = processor.tokenizer.convert_tokens_to_ids('<|startofprev|>') # else guessed from other settings
         _spare_attention(model)
-        return TransformersEngine(model.to(device).eval(), processor), compute_type
+        model = model.to(device).eval()
+        time_forward(model.get_encoder(), 'encode')
+        return TransformersEngine(model, processor), compute_type
 
 def _multilingual(engine)->bool: return bool(getattr(engine.model.generation_config, 'is_multilingual', False))
 
@@ -102,7 +105,7 @@ def _features(engine, samples):
     "Log-mel spectrogram of the whole audio, on the model's device and in its type; for a list of chunks, one window for each."
     window = engine.processor.feature_extractor.n_samples
     shape = dict(truncation=False, padding='longest') if not isinstance(samples, list) and len(samples) > window else {}
-    inputs = engine.processor.feature_extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors='pt', return_attention_mask=True, **shape)
+    with part('features'): inputs = engine.processor.feature_extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors='pt', return_attention_mask=True, **shape)
     return inputs.input_features.to(engine.model.device, engine.model.dtype), inputs.attention_mask.to(engine.model.device)
 
 def _language(engine, samples, options)->str:
@@ -110,7 +113,7 @@ def _language(engine, samples, options)->str:
     if options.language or not _multilingual(engine): return options.language or 'en'
     extractor = engine.processor.feature_extractor
     features, _ = _features(engine, samples[:extractor.n_samples])
-    token = engine.model.detect_language(features[..., :extractor.nb_max_frames])[0]
+    with part('decode'): token = engine.model.detect_language(features[..., :extractor.nb_max_frames])[0]
     return LANGUAGE_TOKEN.fullmatch(engine.processor.tokenizer.decode([int(token)]))[1]
 
 # %% ../nbs/api/09_transformers_engine.ipynb #adbf5040
@@ -142,10 +145,11 @@ def _generate(engine, features, mask, language, options, bar=None):
     several, prompt = isinstance(options.temperature, (tuple, list)), _prompt(engine, options)
     watch = _Watch(prompt, bar)
     if options.word_timestamps: speaks['alignment_heads'] = [[layer, place] for layer, heads in enumerate(_alignment(engine.model)) for place in range(len(heads))] # their places among those handed out
-    result = engine.model.generate(features, attention_mask=mask, num_beams=options.beam_size, temperature=options.temperature,
-        return_timestamps=True, return_segments=True, return_token_timestamps=options.word_timestamps, prompt_ids=prompt, monitor_progress=watch,
-        condition_on_prev_tokens=options.condition_on_previous_text, no_speech_threshold=0.6, logprob_threshold=-1.0,
-        compression_ratio_threshold=2.4 if several else None, top_k=0, **speaks)
+    with part('decode'):
+        result = engine.model.generate(features, attention_mask=mask, num_beams=options.beam_size, temperature=options.temperature,
+            return_timestamps=True, return_segments=True, return_token_timestamps=options.word_timestamps, prompt_ids=prompt, monitor_progress=watch,
+            condition_on_prev_tokens=options.condition_on_previous_text, no_speech_threshold=0.6, logprob_threshold=-1.0,
+            compression_ratio_threshold=2.4 if several else None, top_k=0, **speaks)
     return result['segments'], watch
 
 # %% ../nbs/api/09_transformers_engine.ipynb #e2c6884d

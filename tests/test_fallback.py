@@ -1,0 +1,124 @@
+"Too little memory: going on with less, said aloud; for real, in child processes that may not have more."
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from whisper_nb.audio import clips, load_audio
+from whisper_nb.convert import convert
+from whisper_nb.fallback import Try, next_try, tries
+from whisper_nb.models import DEMO_DIR
+from whisper_nb.standin import write_standin
+
+pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='only Linux refuses memory as it is asked to')
+
+CUDA = dict(cpu=('float32', 'int16', 'int8_float32', 'int8'), cuda=('float32', 'float16', 'bfloat16', 'int8_float32', 'int8_float16', 'int8_bfloat16', 'int8'))
+
+START = '''
+import re, sys, warnings
+from pathlib import Path
+from whisper_nb.audio import clips, default_clip, load_audio
+from whisper_nb.backends import load
+from whisper_nb.fallback import ModelWithFallback
+from whisper_nb.memory import limit_memory
+
+path = sys.argv[1]
+warnings.showwarning = lambda message, *place: print(message)
+
+def room(megabytes):
+    "Let this process have so much more than it has."
+    limit_memory(int(re.search(r'VmData:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])*1024 + megabytes*1_000_000)
+'''
+
+
+def child(program, *words):
+    return subprocess.run([sys.executable, '-c', START + program, *map(str, words)], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+
+
+@pytest.fixture(scope='module')
+def demo(tmp_path_factory):
+    source = shutil.copytree(DEMO_DIR, tmp_path_factory.mktemp('models')/'demo')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TQDM_DISABLE', '1')
+        return convert(source, 'float16').path
+
+
+@pytest.fixture(scope='module')
+def speech(tmp_path_factory):
+    "Six minutes in which somebody speaks nearly all the time."
+    pause = np.zeros(6_400, np.float32)
+    parts = [part for clip in clips() if clip.condition == 'clean' for part in (load_audio(clip.path), pause)]
+    path = tmp_path_factory.mktemp('audio')/'speech.wav'
+    soundfile.write(path, np.resize(np.concatenate(parts), 6*60*16_000), 16_000)
+    return path
+
+
+# ---- the order
+
+def test_every_way_of_a_gpu():
+    found = [(each.device, each.compute_type, each.batch_size) for each in tries(Try('cuda', 'float16', 6), CUDA, Try('cpu', 'float32', 6))]
+    assert found == [('cuda', 'float16', 6), ('cuda', 'float16', 3), ('cuda', 'float16', 1), ('cuda', 'int8_float16', 1), ('cpu', 'float32', 6), ('cpu', 'float32', 3), ('cpu', 'float32', 1),
+        ('cpu', 'int16', 1), ('cpu', 'int8_float32', 1)]
+
+
+def test_a_model_that_does_not_load_keeps_its_batch():
+    assert next_try(Try('cuda', 'int8_float16', 8), CUDA, Try('cpu', 'int8_float32', 8), loaded=False) == Try('cpu', 'int8_float32', 8)
+    assert next_try(Try('cuda', 'float32', 8), CUDA, Try('cpu', 'float32', 8), loaded=False) == Try('cuda', 'float16', 8)
+
+
+def test_no_type_that_the_device_lacks():
+    for compute_type in CUDA['cuda']:
+        for each in tries(Try('cuda', compute_type, 4), dict(cuda=('float32', 'float16')), Try('cpu', 'float32', 4)): assert each.device == 'cuda' and each.compute_type in (compute_type, 'float16')
+
+
+# ---- for real
+
+def test_the_batch_becomes_smaller_and_the_words_stay(demo, speech):
+    done = child('''
+options = dict(language='en', beam_size=1)
+free = ModelWithFallback(path, device='cpu', threads=1, batch_size=64).transcribe(sys.argv[2], **options).text
+model = ModelWithFallback(path, device='cpu', threads=1, batch_size=64)
+room(400)
+print(model.transcribe(sys.argv[2], **options).text == free and len(free.split()) > 100, model)
+model.transcribe(default_clip().path, **options)
+''', demo, speech)
+    *warned, last = done.stdout.splitlines()
+    sizes = [int(each.split()[-1]) for each in warned]
+    assert done.returncode == 0 and last.startswith('True') and sizes == [64 >> place for place in range(1, len(sizes) + 1)] and len(sizes) > 0, done
+
+
+def test_a_model_that_does_not_fit_is_loaded_in_a_smaller_type(tmp_path):
+    source = write_standin('base.en', tmp_path).path
+    done = child('''
+load(sys.argv[2], device='cpu', threads=1)
+room(200)
+model = ModelWithFallback(path, device='cpu', compute_type='float32', threads=1)
+limit_memory(sys.maxsize)
+print(model.model.compute_type, model.transcribe(default_clip().path, beam_size=1).text)
+''', convert(source, 'int8').path, convert(shutil.copytree(DEMO_DIR, tmp_path/'demo'), 'float16').path)
+    assert (done.returncode, done.stdout) == (0, 'not enough memory for float32 on cpu: going on with int8_float32\nint8_float32 random weights hear nothing\n'), done
+
+
+COMMAND = '''
+from whisper_nb.cli import main
+load(path, device='cpu', threads=1).transcribe(default_clip().path, language='en', batch_size=2)
+room(int(sys.argv[3]))
+main(['transcribe', *sys.argv[4:], sys.argv[2], '--model', path, '--language', 'en', '--device', 'cpu', '--threads', '1', '--beam-size', '1', '--batch-size', '64'])
+'''
+
+
+def test_the_command_says_what_it_gave_up(demo, speech):
+    done = child(COMMAND, demo, speech, 450)
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert done.returncode == 0 and len(done.stdout.split()) > 100 and lines[0] == '⚠️ not enough memory for batch size 64 on cpu: going on with batch size 32', done
+    assert all(line.startswith('⚠️ not enough memory for batch size') for line in lines), done
+
+
+def test_without_fallback(demo, speech):
+    done = child(COMMAND, demo, speech, 450, '--no-fallback')
+    what, advice = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (1, '') and what.startswith('❌ not enough memory') and advice.startswith('→ '), done
