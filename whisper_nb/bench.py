@@ -42,6 +42,7 @@ def _check_request(asked:dict):
         if not asked[name] >= least: raise RequestError(f'{name} is {asked[name]}', f'give a number from {least} on')
     for name in ('timeout', 'max_memory'):
         if asked[name] is not None and not asked[name] > 0: raise RequestError(f'{name} is {asked[name]}', 'give a number above 0')
+    if asked['pause'] is not None and not asked['pause'] >= 0: raise RequestError(f"pause is {asked['pause']}", 'give a number of seconds from 0 on')
     if asked['name'] and ('/' in asked['name'] or not is_safe_name(asked['name'])): raise RequestError(f"'{asked['name']}' cannot be the name of a directory", 'use letters, digits and - . _ only')
     if asked['name']: _require_new(Path(asked['outputs_dir'])/'bench'/asked['name'])
     if missing := [each for each in _PACKAGES if not find_spec(each)]: raise MissingPackage(f"to count words and to draw, these packages are needed: {', '.join(missing)}", "pip install 'whisper_nb[bench]'")
@@ -57,12 +58,13 @@ def read_recordings(
     data:str = '', # Recordings of one's own: a directory or a manifest; '': the bundled clips
     count:int = 0, # How many of them, the first; 0: all
     long_seconds:float = 120.0, # Duration of the long recording made of them, s; 0: none
+    pause:float|None = None, # Silence between them in it, s; None: one second, and of the bundled clips each has a window of its own
 )->list[Recording]: # Clips, then the long one, then those without words
     "Everything that a benchmark listens to."
     found = read_dataset(data)
     clips = [each for each in found if each.set != 'wordless'][:count or None]
     if not clips: raise RequestError(f"nobody speaks in the recordings of '{data}'", 'give recordings with words in them: their texts tell how many are heard right')
-    long = [long_recording(clips, long_seconds, 1.0 if data else None)] if long_seconds else []
+    long = [long_recording(clips, long_seconds, 1.0 if pause is None and data else pause)] if long_seconds else []
     own = [each for each in found if each.set == 'wordless']
     names = {each.name for each in found} # rows are told apart by them
     return [*clips, *long, *own, *(each for each in wordless_recordings() if each.name not in names)]
@@ -134,6 +136,7 @@ def benchmark(
     data:str='', # Recordings of one's own: a directory or a manifest; '': the bundled clips
     recordings:int=0, # How many of them, the first; 0: all
     long_seconds:float=120.0, # Duration of the long recording made by joining them, s; 0: none
+    pause:Optional[float]=None, # Silence between them in it, s; None: one second, and of the bundled clips each has a window of its own
     max_wer_loss:float=0.01, # WER that a recommended setting may lose against the best one; 0.01 is one point
     max_memory:Optional[float]=None, # Memory that a recommended setting may take, GB; None: as much as it takes
     timeout:float=1800.0, # Seconds that a trial may take
@@ -146,7 +149,7 @@ def benchmark(
     _check_request(asked)
     directory = Path(outputs_dir)/'bench'/(name or _name(models))
     require_writable(directory.parent, '--outputs-dir')
-    heard, found = read_recordings(data, recordings, long_seconds), prepare_models(models, backends, models_dir)
+    heard, found = read_recordings(data, recordings, long_seconds, pause), prepare_models(models, backends, models_dir)
     cases, refusals = plan(found, backends, devices, compute_types, beam_sizes, batch_sizes)
     _require_room(cases, heard, directory.parent)
     measured = {each['model'] for each in [*refusals, *(case.row for case in cases)]}
