@@ -42,7 +42,7 @@ notebooks: $(READY) ## After editing notebooks: export, clean, README
 	$(BIN)/nbdev_clean
 	$(BIN)/python docs/readme.py
 
-bench: $(READY)  ## Which setting should I deploy? (the demo, 5 minutes; MODEL=large-v3-turbo: its size with random weights, half an hour, 6 GB of disk)
+bench: $(READY)  ## Which setting should I deploy? (the demo, a few minutes; MODEL=large-v3-turbo: its size with random weights, an hour, 6 GB of disk)
 ifdef MODEL
 	test -d $(STANDIN) || $(BIN)/whisper-nb standin $(MODEL) --tokens 100 --directory $(dir $(STANDIN))
 	$(BIN)/whisper-nb run nbs/runs/benchmark.ipynb -p models $(STANDIN) -p recordings 1 -p long_seconds 90 -p pause 0.5 -p beam_sizes 5 -p batch_sizes 1,4 -p compute_types float32,int8

@@ -75,7 +75,7 @@ def test_the_wrong_number_of_mel_bins_is_explained(copied, speech):
 @pytest.mark.parametrize('reason, what, advice', [
     ('CUDA failed with error out of memory', 'not enough memory', 'smaller quantization'),
     ('std::bad_alloc', 'not enough memory', 'smaller quantization'),
-    ('Library libcublas.so.12 is not found or cannot be loaded', 'lacks a CUDA library', "pip install 'whisper_nb[cuda]'"),
+    ('Library libcublas.so.12 is not found or cannot be loaded', 'lacks a CUDA library', 'pip install nvidia-cublas-cu12'),
 ])
 def test_what_the_machine_lacks_is_no_fault_of_the_model(tiny, monkeypatch, reason, what, advice):
     def fail(*_): raise RuntimeError(reason)
@@ -92,25 +92,27 @@ from whisper_nb.audio import default_clip, load_audio
 from whisper_nb.backends import load
 from whisper_nb.memory import limit_memory
 
-def limit(room): limit_memory(int(re.search(r'VmData:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])*1024 + room)
+def tried(room, work, *arguments, **options):
+    held = int(re.search(r'VmData:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])*1024
+    try: limit_memory(held + room), work(*arguments, **options)
+    except Exception as error: print(type(error).__name__, error)
+    finally: limit_memory(1 << 50)
 
-path, part = sys.argv[1:]
 recording = np.tile(load_audio(default_clip().path), 80)
-model = load(path, device='cpu')
-try:
-    if part == 'load': limit(1_000_000), load(path, device='cpu')
-    model.transcribe(recording[:16_000], language='en', vad=True)
-    limit(80_000_000), model.transcribe(recording, language='en', batch_size=64)
-except Exception as error: print(type(error).__name__, error)
+model = load(sys.argv[1], device='cpu')
+model.transcribe(recording[:48_000], language='en', beam_size=1, vad=True)
+tried(1_000_000, load, sys.argv[1], device='cpu')
+if model.backend.batch: tried(80_000_000, model.transcribe, recording, language='en', batch_size=64)
 """
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='Linux keeps the limit')
-@pytest.mark.parametrize('backend, part', [('faster-whisper', 'load'), ('faster-whisper', 'transcribe'), ('transformers', 'load'), ('transformers', 'transcribe'), ('openai-whisper', 'load')])
-def test_too_little_memory_is_an_error_and_no_crash(tiny, backend, part):
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_too_little_memory_is_an_error_and_no_crash(tiny, backend):
     "The memory of a child is limited for real, once its libraries are loaded."
-    done = subprocess.run([sys.executable, '-c', SHORT, tiny[backend], part], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    assert done.returncode == 0 and done.stdout.startswith(f'OutOfMemory not enough memory to {part}'), done.stdout + done.stderr
+    done = subprocess.run([sys.executable, '-c', SHORT, tiny[backend]], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    wanted = [f"OutOfMemory not enough memory to {doing} '{tiny[backend].name}'" for doing in ('load', 'transcribe with')][:2 if BACKENDS[backend].batch else 1]
+    assert done.returncode == 0 and done.stdout.splitlines() == wanted, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
@@ -149,14 +151,16 @@ def test_both_detect_the_same_language(tiny, speech):
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_the_same_audio_gives_the_same_words(tiny, backend, speech):
     model = load(tiny[backend])
-    assert len({model.transcribe(speech, language='en').text for _ in range(3)}) == 1
+    assert len({model.transcribe(speech, language='en', beam_size=2).text for _ in range(2)}) == 1
 
 
-@pytest.mark.parametrize('shape', [dict(multilingual=False), dict(vocabulary=51864)], ids=['English only', "OpenAI's, English only"])
+@pytest.fixture(scope='module', params=[dict(multilingual=False), dict(vocabulary=51864)], ids=['English only', "OpenAI's, English only"])
+def english(request, tmp_path_factory): return make_checkpoint(tmp_path_factory.mktemp('models')/'english', inner=4, **request.param)
+
+
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_a_model_without_the_task_refuses_to_translate(tmp_path, backend, shape, speech):
-    source = make_checkpoint(tmp_path/'english', inner=4, **shape)
-    model = load(source if backend == 'transformers' else convert(source, 'float32', format=BACKENDS[backend].format).path, device='cpu')
+def test_a_model_without_the_task_refuses_to_translate(english, backend, speech):
+    model = load(english if backend == 'transformers' else convert(english, 'float32', format=BACKENDS[backend].format).path, device='cpu')
     assert (model.languages, model.tasks) == (('en',), ('transcribe',))
     with pytest.raises(RequestError, match='cannot translate') as caught: model.transcribe(speech, task='translate')
     assert 'multilingual' in caught.value.advice and '\n' not in caught.value.what + caught.value.advice
@@ -164,9 +168,8 @@ def test_a_model_without_the_task_refuses_to_translate(tmp_path, backend, shape,
 
 
 def test_several_temperatures_end_where_the_words_are_sure(tiny, speech):
-    recording = np.concatenate([speech]*(70*16_000//len(speech)))
-    for backend in BACKENDS: # a random model is never sure, so every window goes through all of them
-        found = load(tiny[backend]).transcribe(recording, language='en', beam_size=2, temperature=(0, 0.4))
+    for backend in BACKENDS: # a random model is never sure, so a window goes through all of them
+        found = load(tiny[backend]).transcribe(speech, language='en', beam_size=2, temperature=(0, 0.4))
         assert all(each.temperature in (0, 0.4) and each.avg_logprob < 0 for each in found.segments), backend
 
 
@@ -176,8 +179,8 @@ def test_the_beam_is_as_wide_after_a_window_that_was_drawn(tiny, speech, monkeyp
         beams.append(generation_config.num_beams)
         return original(*arguments, generation_config=generation_config, **options)
     monkeypatch.setattr(model.engine.model, 'generate_with_fallback', watched)
-    model.transcribe(np.concatenate([speech]*(70*16_000//len(speech))), language='en', beam_size=3, temperature=(0, 0.4))
-    assert len(beams) > 2 and set(beams) == {3}
+    model.transcribe(np.concatenate([speech]*(40*16_000//len(speech))), language='en', beam_size=3, temperature=(0, 0.4))
+    assert len(beams) > 1 and set(beams) == {3}
 
 
 PEAK = '''
@@ -187,8 +190,8 @@ from whisper_nb.audio import clips, load_audio
 from whisper_nb.backends import load
 from whisper_nb.memory import peak_memory
 model, clip = load(sys.argv[1], device='cpu'), np.concatenate([load_audio(clip.path) for clip in clips() if clip.text])
-for minutes in (1, 4): # the spectrogram grows with the length, what is kept of the windows must not
-    model.transcribe(np.resize(clip, minutes*60*16_000), language='en', beam_size=2, word_timestamps=True)
+for windows in (1, 3): # the spectrogram grows with the length, what is kept of the windows must not
+    model.transcribe(np.resize(clip, windows*30*16_000), language='en', beam_size=2, word_timestamps=True)
     print(peak_memory())
 '''
 
@@ -197,7 +200,7 @@ def test_memory_does_not_grow_with_the_windows():
     done = subprocess.run([sys.executable, '-c', PEAK, str(DEMO_DIR)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     short, long = map(int, done.stdout.split())
-    assert long - short < 250_000_000, (short, long) # kept for all windows, it was 1.3 GB
+    assert long - short < 250_000_000, (short, long) # kept for all of six more windows, it was 1.3 GB
 
 
 def test_threads_are_passed_on(tiny):
@@ -217,7 +220,7 @@ from whisper_nb.audio import default_clip
 from whisper_nb.backends import load
 for path in sys.argv[1:]:
     model = load(path)
-    for options in (dict(language='en'), dict(), dict(language='en', beam_size=1, word_timestamps=True)): model.transcribe(default_clip().path, **options)
+    for options in (dict(language='en', beam_size=2), dict(beam_size=1, word_timestamps=True)): model.transcribe(default_clip().path, **options)
 '''
 
 
@@ -299,7 +302,7 @@ def test_who_cannot_do_batches_says_who_can(tiny, backend, speech):
 
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_the_prompt_is_for_the_first_window(tiny, backend, speech):
-    recording = np.concatenate([speech]*(70*16_000//len(speech)))
+    recording = np.concatenate([speech]*(40*16_000//len(speech)))
     model = load(tiny[backend])
     plain, prompted, longest = (model.transcribe(recording, language='en', beam_size=1, initial_prompt=prompt).segments for prompt in (None, ' the  kitchen ', 'the kitchen '*400))
     assert plain[0].avg_logprob != prompted[0].avg_logprob != longest[0].avg_logprob

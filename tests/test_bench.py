@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -18,9 +19,10 @@ from whisper_nb.audio import clips
 from whisper_nb.backends import BACKENDS
 from whisper_nb.bench import benchmark, read_recordings
 from whisper_nb.cases import plan, prepare_models
+from whisper_nb.files import locked
 from whisper_nb.models import QUANTIZATIONS
 from whisper_nb.rows import read_rows
-from whisper_nb.trial import count_listens, run_trial, write_sounds
+from whisper_nb.trial import count_listens, remove_work, run_trial, write_sounds
 
 SMALL = dict(devices='cpu', compute_types='float32', beam_sizes='1', batch_sizes='1', repeats=1, recordings=1, long_seconds=0.0, name='run')
 SPOKEN = 'set a timer for eight seconds'
@@ -104,7 +106,7 @@ def check_what_was_heard(heard, recordings, place, rows):
     assert all(each['seconds'] > 0 and sum(each['parts'].values()) <= each['seconds'] for each in heard)
 
 
-def test_rounds_are_shuffled_and_wordless_recordings_come_once(run):
+def test_rounds_are_shuffled_and_wordless_recordings_come_once(run, capfd, caplog):
     trials = of(rows := run(backends='faster-whisper', beam_sizes='1,2', batch_sizes='1,2', repeats=2), 'trial')
     assert len(trials) == 8 and all(row['status'] == 'done' for row in trials)
     orders = [[row['case'] for row in trials if row['round'] == number] for number in (1, 2)]
@@ -112,6 +114,8 @@ def test_rounds_are_shuffled_and_wordless_recordings_come_once(run):
     wordless = {row['recording'] for row in of(rows, 'recording') if row['set'] == 'wordless'}
     assert {row['round'] for row in of(rows, 'heard') if row['recording'] in wordless} == {1}
     assert all(row['vad'] for row in of(rows, 'heard') if 'batch 2' in row['case'])
+    assert '4 cases, 2 rounds, 1 recording: 8 trials' in capfd.readouterr().err
+    assert rows[0]['note'] in caplog.text and rows[0]['note'] == 'a batch of 2 holds 60 s of speech, the longest recording has 3 s'
 
 
 def test_a_converted_model_is_measured_as_it_is(run, models):
@@ -181,6 +185,25 @@ def test_a_missing_package_leaves_a_row(models, tmp_path):
     assert 'triton' in missing['problem'] and missing['advice']
 
 
+def test_a_library_that_cannot_be_imported_is_as_good_as_missing(models, sounds, tmp_path, monkeypatch):
+    "It is there, but not what it needs in the version it needs."
+    (tmp_path / 'whisper').mkdir()
+    (tmp_path / 'whisper' / '__init__.py').write_text('raise ImportError("numpy is too new\\n for this")\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    work, found = sounds
+    *heard, trial = run_trial(case_of(models, 'openai-whisper'), 1, found, work, 2)
+    assert (trial['status'], trial['problem'], heard) == ('missing', 'openai-whisper cannot be imported: numpy is too new for this', []) and 'pip install' in trial['advice']
+
+
+def test_a_broken_model_leaves_a_row_without_the_paths_of_this_machine(run, models, tmp_path):
+    shutil.copytree(next(each.path for each in models if each.format == 'ctranslate2'), 'models/broken')
+    os.truncate('models/broken/model.bin', 100_000)
+    trial = of(run(models='models/broken'), 'trial')[0]
+    assert trial['status'] == 'failed' and trial['advice'].endswith('whisper-nb verify models/broken'), trial
+    text = Path('outputs/bench/run/rows.jsonl').read_text()
+    assert not [path for path in (tmp_path, sys.prefix, Path.home()) if str(path) in text]
+
+
 def test_an_unsupported_type_leaves_a_row(run):
     lacking = next(each for each in QUANTIZATIONS if each not in BACKENDS['faster-whisper'].devices()['cpu'])
     trials = of(run(backends='faster-whisper', compute_types=f'{lacking},float32'), 'trial')
@@ -195,22 +218,56 @@ def test_without_a_gpu_the_cpu_is_measured(run):
     assert rows[0]['no_gpu'] and rows[0]['no_gpu'] in of(rows, 'trial')[0]['problem']
 
 
-def limited(bytes):
-    "For `preexec_fn`: no process may have more memory than this to itself, nor may those it starts."
-    import resource
-    return lambda: resource.setrlimit(resource.RLIMIT_DATA, (bytes, bytes))
+DRIVER = """
+#include <stdio.h>
+int cuInit(unsigned flags) { return 0; }
+int cuDriverGetVersion(int *version) { *version = 12080; return 0; }
+int cuDeviceGetCount(int *count) { *count = 1; return 0; }
+int cuDeviceGet(int *device, int place) { *device = place; return 0; }
+int cuDeviceGetName(char *name, int length, int device) { snprintf(name, length, "Simulated"); return 0; }
+int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = 80000000000; return 0; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = 8; return 0; }
+int cuDeviceGetPCIBusId(char *address, int length, int device) { snprintf(address, length, "0000:01:00.0"); return 0; }
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux' or not shutil.which('cc') or 'cuda' in BACKENDS['transformers'].devices(), reason='makes a driver of its own, and torch must not be able to use it')
+def test_a_gpu_that_a_library_cannot_use_leaves_rows(models, tmp_path):
+    "Nobody asked for a GPU by name, and it is said all the same why it is not measured."
+    (tmp_path / 'driver.c').write_text(DRIVER)
+    subprocess.run(['cc', '-shared', '-fPIC', '-o', 'libcuda.so.1', 'driver.c'], check=True)
+    code = f'import json; from whisper_nb.cases import plan, prepare_models; cases, refusals = plan(prepare_models({str(models[0].path)!r})); print(json.dumps([[each.device for each in cases], refusals]))'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'LD_LIBRARY_PATH': str(tmp_path)})
+    devices, refused = json.loads(done.stdout.splitlines()[-1])
+    assert set(devices) == {'cpu'} and {(row['backend'], row['device'], row['asked']) for row in refused} == {(name, 'cuda', None) for name in BACKENDS}, done.stderr
+    assert all("cannot use the device 'cuda' here: " in row['problem'] and 'torch is a build for the CPU' in row['problem'] for row in refused if row['backend'] != 'faster-whisper')
+
+
+@contextmanager
+def little_memory(bytes):
+    "No trial that is started meanwhile may have more memory than this to itself."
+    done = threading.Event()
+
+    def limit():
+        while not done.wait(0.05):
+            for child in children():
+                with suppress(psutil.Error): child.rlimit(psutil.RLIMIT_DATA, (bytes, bytes))
+
+    thread = threading.Thread(target=limit)
+    thread.start()
+    try: yield
+    finally:
+        done.set()
+        thread.join()
 
 
 LINUX = pytest.mark.skipif(sys.platform != 'linux', reason='other systems do not refuse memory')
 
 
 @LINUX
-def test_too_little_memory_leaves_a_row(models):
+def test_too_little_memory_leaves_a_row(run):
     "Where faster-whisper fits and torch does not: the one is measured, and the other is not tried again."
-    asked = SMALL | dict(models=str(models[0].path), backends='faster-whisper,transformers', repeats=2, threads=2)
-    code = f'from whisper_nb.bench import benchmark; benchmark(**{asked!r})'
-    subprocess.run([sys.executable, '-c', code], check=True, preexec_fn=limited(420_000_000), env={**os.environ, 'OMP_NUM_THREADS': '2'})
-    trials = of(rows_of('outputs'), 'trial')
+    with little_memory(420_000_000): trials = of(run(backends='faster-whisper,transformers', repeats=2, threads=2), 'trial')
     assert sorted((row['backend'], row['status']) for row in trials) == [('faster-whisper', 'done')] * 2 + [('transformers', 'out of memory')]
     refused = next(row for row in trials if row['backend'] == 'transformers')
     assert 'memory' in refused['problem'] and refused['advice'] and refused['peak_memory'] is None
@@ -239,7 +296,17 @@ def test_too_little_time(run):
     "The two lines say how much it was; not tried in the next round."
     rows = run(backends='faster-whisper', beam_sizes='1,2', repeats=2, timeout=0.4)
     trials = of(rows, 'trial')
-    assert [row['status'] for row in trials] == ['timed out'] * 2 and '--timeout' in trials[0]['advice']
+    assert [row['status'] for row in trials] == ['timed out'] * 2 and '--timeout' in trials[0]['advice'] and trials[0]['problem'] == 'loading took longer than 0.4 s and was stopped'
+
+
+def test_the_time_is_that_of_one_recording(models, sounds):
+    "One that never ends, after others that did."
+    work, found = sounds
+    rows = run_trial(case_of(models, 'faster-whisper'), 2, found * 100, work, 2, timeout=6)
+    assert next(rows)['text'] == SPOKEN
+    children()[0].suspend()
+    *_, trial = rows
+    assert (trial['status'], trial['problem']) == ('timed out', 'one recording took longer than 6 s and was stopped') and trial['wall_seconds'] > 6 and not children()
 
 
 # ---- it is stopped
@@ -250,7 +317,7 @@ BENCH = f'from whisper_nb.bench import benchmark; benchmark(**{SMALL | dict(mode
 @pytest.fixture
 def started(models):
     "A long benchmark in a process of its own, stopped at the latest when the test ends."
-    code = BENCH.replace('{model}', str(models[1].path)).replace("'faster-whisper'", "'all'")
+    code = BENCH.replace('{model}', str(models[1].path))
     process = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c)
     yield process
     process.kill()
@@ -277,4 +344,20 @@ def test_stopped_it_leaves_rows_and_no_process(started, how):
     assert rows[0]['step'] == 'machine' and of(rows, 'trial')[0]['status'] == 'done' and of(rows, 'heard'), rows[-1]
     if how == signal.SIGINT:
         assert 'whisper-nb bench-report outputs/bench/run/rows.jsonl' in started.stderr.read()
-        assert not Path('outputs/bench/run/.work').exists()
+    else:
+        assert Path('outputs/bench/run/.work').is_dir()
+        remove_work('outputs/bench/run')
+    assert not Path('outputs/bench/run/.work').exists()
+
+
+def test_two_at_once_come_one_after_the_other(run, caplog):
+    "The second one says that it waits, and writes nothing before it is its turn; then it removes what a killed one left."
+    left = Path('outputs/bench/killed/.work')
+    left.mkdir(parents=True)
+    with locked(Path('outputs') / 'bench'):
+        second = threading.Thread(target=run, kwargs=dict(backends='faster-whisper'))
+        second.start()
+        wait_for(lambda: 'waiting for another run' in caplog.text)
+        assert left.is_dir() and not Path('outputs/bench/run').exists()
+    second.join()
+    assert [row['status'] for row in of(rows_of('outputs'), 'trial')] == ['done'] and not left.exists()

@@ -3,6 +3,7 @@ import inspect
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from fastcore.docments import docments
 
 from whisper_nb.audio import default_clip
 from whisper_nb.bench import benchmark
 from whisper_nb.bench_report import write_bench_report
 from whisper_nb.results import cases_frame, read_results
 from whisper_nb.runs import notebook_parameters
+from whisper_nb.settings import read_settings
 
 from conftest import PROJECT
 
@@ -48,6 +51,10 @@ def test_parameters_are_defined_once(whisper_nb):
     values = {}
     exec(cell.source, values)
     assert list(notebook_parameters(NOTEBOOK)) == list(python) and {name: values[name] for name in python} == python
+    said = dict(re.findall(r'^(\w+): .*?  # (.*)$', cell.source, re.M))
+    assert said == {name: text for name, text in docments(benchmark).items() if name in python}
+    limits = docments(write_bench_report)
+    assert all(limits[name] == said[name] for name in ('max_wer_loss', 'max_memory'))
     text = whisper_nb('bench', '--help').stdout
     assert '[MODELS]...' in text and all(f"--{name.replace('_', '-')}" in text for name in python if name != 'models')
     text = whisper_nb('bench-report', '--help').stdout
@@ -67,8 +74,11 @@ def test_the_notebook_by_papermill(tmp_path, whisper_nb):
     data = next(output.data['application/json'] for output in outputs if output.get('metadata', {}).get('whisper_nb', {}).get('report'))
     assert data['ok'] and data['recommended']['backend'] == 'faster-whisper' and not data['failures']
     assert str(tmp_path) not in (directory / 'rows.jsonl').read_text() + (directory / 'report.md').read_text()
+    assert len(data['cases']) == 1 and data['words']
     heard = whisper_nb('transcribe', default_clip().path)
     assert heard.returncode == 0 and heard.stdout.strip(), heard.stderr
+    note = next(line for line in heard.stderr.splitlines() if 'as recommended in' in line)
+    assert all(data['recommended'][name] in note for name in ('backend', 'compute_type')) and Path(data['recommended']['model']).name in note
 
 
 def test_one_case_on_the_command_line(tmp_path, whisper_nb):
@@ -117,10 +127,43 @@ def test_the_report_is_made_from_the_rows_alone(kept, tmp_path, whisper_nb):
 
 
 def test_limits_that_exclude_everything(kept, tmp_path, whisper_nb):
-    "No setting is written, the words say so, and the report is there all the same."
+    "No setting is written, the words say so, and the report is there all the same; what was recommended before stays."
+    settings = tmp_path / 'outputs' / 'recommended.json'
     done = whisper_nb('bench-report', kept, '--max-memory', '0.001')
-    assert done.returncode == 0 and not (tmp_path / 'outputs' / 'recommended.json').exists()
+    assert done.returncode == 0 and not settings.exists()
     assert 'Nothing measured is within' in done.stdout and (kept / 'report.md').is_file()
+    whisper_nb('bench-report', kept)
+    before = settings.read_bytes()
+    again = whisper_nb('bench-report', kept, '--max-memory', '0.001')
+    assert again.returncode == 0 and settings.read_bytes() == before and 'is as it was before' in again.stdout, again.stdout
+
+
+def test_rows_of_another_machine(kept, tmp_path):
+    "A colleague's settings are kept beside those of this machine, and it is said that they are of no use here."
+    def move(row): return row | dict(machine=row['machine'] | dict(processor='Another One')) if row['step'] == 'machine' else row
+    write_bench_report(kept)
+    mine = read_settings('outputs/recommended.json')
+    theirs = write_bench_report(changed(kept / 'rows.jsonl', kept.parent / 'theirs' / 'rows.jsonl', move))
+    assert 'of another machine (Another One)' in repr(theirs)
+    both = read_settings('outputs/recommended.json')
+    assert all(each in both for each in mine) and len(both) == 2 * len(mine)
+
+
+def test_a_later_run_replaces_the_settings(kept, tmp_path):
+    def later(row): return row | dict(measured='2099-01-01T00:00:00Z') if row['step'] == 'machine' else row
+    first = write_bench_report(kept).recommendation.setting
+    second = write_bench_report(changed(kept / 'rows.jsonl', kept.parent / 'later' / 'rows.jsonl', later))
+    assert f'replaces the one measured {first.measured}' in repr(second)
+    assert all(each.measured.startswith('2099') for each in read_settings('outputs/recommended.json'))
+
+
+def test_words_that_would_break_a_table(kept):
+    "What a model wrote may hold a bar or a new line: the table's columns stay."
+    def speak(row): return row | dict(text='one | two\nthree') if row['step'] == 'heard' else row
+    rows = changed(kept / 'rows.jsonl', kept.parent / 'bars' / 'rows.jsonl', speak)
+    table = write_bench_report(rows).path.read_text().split('## Recordings\n')[1].split('\n## ')[0].strip().splitlines()
+    lines = [line for line in table if line.startswith('|')]
+    assert any(r'one \| two three' in line for line in lines) and len({len(re.findall(r'(?<!\\)\|', line)) for line in lines}) == 1
 
 
 def test_an_interrupted_run(kept, whisper_nb):

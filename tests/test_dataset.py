@@ -131,7 +131,9 @@ def test_what_is_wrong_is_said(tmp_path):
     fails(tmp_path / 'g.mp3', 'is no manifest')
     put(ONE, tmp_path / 'audio', 'one.flac')
     fails(write(tmp_path / 'h.jsonl', [dict(audio='audio/one.flac', text='x', offset='soon')]), 'no number')
-    fails(write(tmp_path / 'i.jsonl', [dict(audio='audio/one.flac', text='x', offset=60)]), 'nothing of it is left after 60')
+    for times, words in ((dict(offset=60), 'asks for the rest from 60 s on'), (dict(offset=-1, duration=1), 'asks for 1 s from -1 s on'), (dict(offset=float('nan')), 'from nan s on'), (dict(offset=0.1, duration=0), 'asks for 0 s from 0.1 s on'),
+            (dict(offset=0, duration=-2), 'asks for -2 s from 0 s on'), (dict(offset=0, duration=float('nan')), 'asks for nan s')):
+        fails(write(tmp_path / 'i.jsonl', [dict(audio='audio/one.flac', text='x', **times)]), words)
 
 
 def test_a_film_without_a_sound_track_and_a_file_without_a_duration(tmp_path):

@@ -68,6 +68,24 @@ def test_limits_hold_the_truth_nineteen_times_of_twenty():
     assert 88 <= inside <= 100
 
 
+def test_limits_hold_the_truth_where_hardly_a_word_is_wrong():
+    "Eight short recordings, as come along: by drawing alone the truth would be outside whenever no word is wrong, every second time."
+    draw, inside, rate, trials = np.random.default_rng(2), 0, 0.02, 150
+    for _ in range(trials):
+        found = score([('a a a a a', ' '.join(draw.choice(['a', 'x'], 5, p=[1 - rate, rate]))) for _ in range(8)], None)
+        inside += found.low <= rate <= found.high
+    assert inside >= 0.9*trials
+
+
+@pytest.mark.parametrize('errors, most', list(enumerate((3.00, 4.74, 6.30, 7.75, 9.15))))
+def test_the_upper_limit_is_at_least_what_counting_allows(errors, most):
+    from math import exp, factorial
+    assert sum(exp(-most)*most**count/factorial(count) for count in range(errors + 1)) == pytest.approx(0.05, abs=0.001)  # so many errors, or fewer, once in twenty times
+    found = score([('a b c d e', 'a b c d x' if place < errors else 'a b c d e') for place in range(200)])
+    assert found.high >= most/1000 and found.low <= found.wer <= found.high
+    assert score([('a', 'x' if place < errors else 'a') for place in range(3)]).high == 1.0
+
+
 def test_a_difference_is_found_and_chance_is_not():
     draw = np.random.default_rng(0)
     def heard(rate, seed): return ' '.join(np.random.default_rng(seed).choice(['a', 'x'], 5, p=[1 - rate, rate]))

@@ -20,7 +20,7 @@ from .audio import SAMPLING_RATE, load_audio
 from .errors import CheckError, MissingPackage, OutOfMemory, RequestError, StepError, WhisperNbError
 from .faster_whisper_engine import batch_faster_whisper, decode_faster_whisper, faster_whisper_languages, faster_whisper_tasks, open_faster_whisper
 from .formats import FORMATS, foreign_format, missing_files, model_format, read_json
-from .gpu import CUDA_ADVICE
+from .gpu import cuda_advice, cuda_libraries
 from .openai_engine import decode_openai, open_openai, openai_languages, openai_tasks, openai_types
 from .speech import WINDOW_SECONDS, cut, find_speech, put_back
 from .stopwatch import PARTS, part, watching
@@ -94,13 +94,20 @@ def pick_device(
     return device
 
 # %% ../nbs/api/10_backends.ipynb #7b21e1f9
-_MEMORY = re.compile(r'out of memory|alloc|failed to map|start new thread|resource temporarily unavailable', re.IGNORECASE) # CUDA, most others, a library that did not fit, the stack of a thread (Python, C++)
+_MEMORY = re.compile(r'out of memory|alloc(?!ate memory in static TLS)|CUBLAS_STATUS_NOT_INITIALIZED|could not create a memory|failed to map|start new thread|resource temporarily unavailable',
+    re.IGNORECASE) # CUDA, most others, cuBLAS, oneDNN, a library that did not fit, the stack of a thread (Python, C++); not: no room for the thread-local variables of a library
 _LIBRARY = re.compile(r'lib(cu|nv)\w+\.so')
-_DRIVER = re.compile(r'CUDA driver version|no kernel image|no CUDA-capable device|unsupported toolchain', re.IGNORECASE)
+_DRIVER = re.compile(r'CUDA driver version|no kernel image|no CUDA-capable device|unsupported toolchain|driver on your system is too old', re.IGNORECASE)
 
 def _too_little(doing:str, path:Path)->OutOfMemory:
     "The error for a lack of memory."
     return OutOfMemory(f"not enough memory to {doing} '{path.name}'", 'close other programs, or use a smaller batch, a smaller model, a smaller quantization (int8), or run it on the CPU')
+
+def _missing_library(reason:str, backend:Backend)->MissingPackage:
+    "The error for a library of CUDA that is named in it."
+    own = [each for each in cuda_libraries() if each.name in reason]
+    advice = cuda_advice(own) if own else f'install {backend.package} again, with what its build for CUDA needs, or run it on the CPU (--device cpu)'
+    return MissingPackage(f'{backend.name} lacks a CUDA library: {reason}', advice)
 
 def _lack(
     error:Exception, # As the library raised it
@@ -113,7 +120,7 @@ def _lack(
     if isinstance(error, MemoryError) or _MEMORY.search(reason): return _too_little(doing, path)
     if isinstance(error, ModuleNotFoundError):
         return MissingPackage(f'{backend.name} is not installed, or not all it needs ({reason})', f'install the project with its pins (make setup), or only this: pip install {backend.package}')
-    if _LIBRARY.search(reason): return MissingPackage(f'{backend.name} lacks a CUDA library: {reason}', f'{CUDA_ADVICE}; or run it on the CPU (--device cpu)')
+    if _LIBRARY.search(reason): return _missing_library(reason, backend)
     if _DRIVER.search(reason): return StepError(f'{backend.name} cannot use the GPU: {reason}', 'update the NVIDIA driver, or run it on the CPU (--device cpu)')
     return None
 

@@ -6,8 +6,8 @@
 __all__ = ['read_recordings', 'benchmark']
 
 # %% ../nbs/api/15_bench.ipynb #e72909b9
-import logging, random, shutil
-from contextlib import closing, nullcontext
+import logging, math, os, random, shutil, sys
+from contextlib import closing, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Optional
@@ -15,73 +15,101 @@ from typing import Optional
 from .backends import BACKENDS
 from .bench_report import ROWS, Benchmark, write_bench_report
 from .cases import Case, Model, parse_numbers, plan, prepare_models
-from .dataset import Recording, long_recording, read_dataset, wordless_recordings
-from .errors import MissingPackage, RequestError
+from .dataset import WINDOW_SECONDS, Recording, long_recording, read_dataset, wordless_recordings
+from .errors import CheckError, MissingPackage, RequestError
 from .files import available_cores, is_safe_name, locked, require_space, require_writable
-from .gpu import gpus, no_gpu_reason
+from .gpu import cuda_devices, gpus, no_gpu_reason
 from .memory import memory_available, require_memory
 from .offline import memory_needed
 from .parameters import check_arguments
 from .report import progress, utc_now
 from .rows import append_row, machine
-from .trial import count_listens, run_trial, write_sounds
+from .trial import WORK, count_listens, run_trial, write_sounds
 
-# %% ../nbs/api/15_bench.ipynb #b6fe331e
-_LEAST = dict(repeats=1, threads=0, recordings=0, long_seconds=0, max_wer_loss=0) # Parameter → smallest value
-_PACKAGES = 'jiwer', 'pandas', 'matplotlib' # What the report needs
+# %% ../nbs/api/15_bench.ipynb #ea1f5024
+_LEAST = dict(repeats=1, threads=0, recordings=0, long_seconds=0, pause=0, max_wer_loss=0) # Parameter → smallest value
+_ABOVE_ZERO = 'timeout', 'max_memory'
+
+def _check_number(name:str, value):
+    "Refuse a number that is impossible; None is another way of leaving it out."
+    if isinstance(value, float) and not math.isfinite(value): raise RequestError(f'{name} is {value}', 'give a number')
+    if name in _LEAST and value is not None and value < _LEAST[name]: raise RequestError(f'{name} is {value}', f'give a number from {_LEAST[name]} on')
+    if name in _ABOVE_ZERO and value is not None and value <= 0: raise RequestError(f'{name} is {value}', 'give a number above 0')
 
 def _require_new(directory:Path):
     "`RequestError` when a run of this name was made before."
     if (directory/ROWS).exists(): raise RequestError(f"there is a run called '{directory.name}' already: {directory}", 'choose another name, or remove that directory')
 
+# %% ../nbs/api/15_bench.ipynb #28353790
+_PACKAGES = dict(jiwer='jiwer', pandas='pandas', matplotlib='matplotlib') # Module → package: what the report needs
+_WITH_GPU = dict(pynvml='nvidia-ml-py') # What tells memory and energy of a GPU
+
+def _require_packages(devices:str):
+    "`MissingPackage` for what is lacking."
+    needed = _PACKAGES | (_WITH_GPU if devices != 'cpu' and cuda_devices() else {})
+    missing = [package for module, package in needed.items() if not find_spec(module)]
+    if missing: raise MissingPackage(f"to count words, to draw and to watch a GPU, these packages are needed: {', '.join(missing)}", "pip install 'whisper_nb[bench]'")
+
 def _check_request(asked:dict):
     "Refuse what cannot be meant, and what is lacking."
     check_arguments(benchmark, asked)
+    for name, value in asked.items(): _check_number(name, value)
     for name in ('beam_sizes', 'batch_sizes'): parse_numbers(asked[name], name.replace('_', ' '))
-    for name, least in _LEAST.items():
-        if not asked[name] >= least: raise RequestError(f'{name} is {asked[name]}', f'give a number from {least} on')
-    for name in ('timeout', 'max_memory'):
-        if asked[name] is not None and not asked[name] > 0: raise RequestError(f'{name} is {asked[name]}', 'give a number above 0')
-    if asked['pause'] is not None and not asked['pause'] >= 0: raise RequestError(f"pause is {asked['pause']}", 'give a number of seconds from 0 on')
     if asked['name'] and ('/' in asked['name'] or not is_safe_name(asked['name'])): raise RequestError(f"'{asked['name']}' cannot be the name of a directory", 'use letters, digits and - . _ only')
     if asked['name']: _require_new(Path(asked['outputs_dir'])/'bench'/asked['name'])
-    if missing := [each for each in _PACKAGES if not find_spec(each)]: raise MissingPackage(f"to count words and to draw, these packages are needed: {', '.join(missing)}", "pip install 'whisper_nb[bench]'")
+    _require_packages(asked['devices'])
 
+# %% ../nbs/api/15_bench.ipynb #2bfdb659
 def _require_room(cases:list[Case], recordings:list[Recording], directory:Path):
     "Refuse to start where not even the smallest case fits into the memory, or the samples onto the disk."
-    needed = [memory_needed(case.path, BACKENDS[case.backend], case.device, case.compute_type, case.beam_size) for case in cases]
+    needed = []
+    for case in cases:
+        with suppress(CheckError): needed.append(memory_needed(case.path, BACKENDS[case.backend], case.device, case.compute_type, case.beam_size)) # a broken model will say so in its own rows
     if needed: require_memory(min(needed), memory_available(), 'the smallest of the cases')
     require_space(directory, int(sum(each.seconds for each in recordings)*64_000) + 50_000_000, 'the samples of the recordings')
 
-# %% ../nbs/api/15_bench.ipynb #2bfdb659
+# %% ../nbs/api/15_bench.ipynb #b6fe331e
 def read_recordings(
     data:str = '', # Recordings of one's own: a directory or a manifest; '': the bundled clips
-    count:int = 0, # How many of them, the first; 0: all
-    long_seconds:float = 120.0, # Duration of the long recording made of them, s; 0: none
+    count:int = 0, # How many of them, spread evenly; 0: all
+    long_seconds:float = 120.0, # Length of the recording made by joining them, s; 0: none
     pause:float|None = None, # Silence between them in it, s; None: one second, and of the bundled clips each has a window of its own
 )->list[Recording]: # Clips, then the long one, then those without words
     "Everything that a benchmark listens to."
-    found = read_dataset(data)
-    clips = [each for each in found if each.set != 'wordless'][:count or None]
+    found = read_dataset(data, count)
+    clips = [each for each in found if each.set != 'wordless']
     if not clips: raise RequestError(f"nobody speaks in the recordings of '{data}'", 'give recordings with words in them: their texts tell how many are heard right')
     long = [long_recording(clips, long_seconds, 1.0 if pause is None and data else pause)] if long_seconds else []
     own = [each for each in found if each.set == 'wordless']
     names = {each.name for each in found} # rows are told apart by them
     return [*clips, *long, *own, *(each for each in wordless_recordings() if each.name not in names)]
 
-# %% ../nbs/api/15_bench.ipynb #28353790
-def _machine_row(name:str, asked:dict, threads:int, models:tuple[Model,...])->dict:
+# %% ../nbs/api/15_bench.ipynb #b8861717
+_LONG_SECONDS = 120.0 # Without batches
+
+def _long_seconds(asked:float|None, batch:int)->float: # s
+    "Length of the long recording, enough for the largest batch unless another one is asked for."
+    return max(_LONG_SECONDS, float(WINDOW_SECONDS*batch)) if asked is None else asked
+
+def _too_short(recordings:list[Recording], batch:int)->str: # '': long enough
+    "What a reader of the figures should know when no recording fills the largest batch."
+    longest = max(each.seconds for each in recordings if each.set != 'wordless')
+    return '' if batch == 1 or longest >= WINDOW_SECONDS*batch else f'a batch of {batch} holds {WINDOW_SECONDS*batch} s of speech, the longest recording has {longest:.0f} s'
+
+# %% ../nbs/api/15_bench.ipynb #f3ebca01
+def _machine_row(name:str, asked:dict, models:tuple[Model,...], note:str='')->dict:
     "What the run was made with."
     found = [dict(name=each.name, memory=each.memory, driver=each.driver) for each in gpus()]
-    return dict(step='machine', name=name, measured=utc_now(), machine=machine(), gpus=found, no_gpu=no_gpu_reason(), threads=threads, repeats=asked['repeats'], asked=asked, models=[each.row for each in models])
+    return dict(step='machine', name=name, measured=utc_now(), machine=machine(), gpus=found, no_gpu=no_gpu_reason(), threads=asked['threads'] or available_cores(), repeats=asked['repeats'],
+        note=note, asked=asked, models=[each.row for each in models])
 
-def _recording_row(recording:Recording)->dict:
-    "What is said in a recording, and how long it is."
-    return dict(step='recording', recording=recording.name, **{name: getattr(recording, name) for name in ('set', 'text', 'language', 'seconds', 'condition')})
+def _recording_row(recording:Recording, sound:dict)->dict:
+    "What is said in a recording, and how long it is, counted from its samples."
+    return dict(step='recording', recording=recording.name, **{name: getattr(recording, name) for name in ('set', 'text', 'language', 'condition')}, seconds=sound['seconds'])
 
 def _name(models:str)->str:
     "What a run is called that was given no name."
-    first, *others = [Path(part.strip()).name for part in models.split(',')]
+    first, *others = [os.path.basename(os.path.abspath(part.strip())) for part in models.split(',')]
     return '-'.join([first, *[f'and-{len(others)}-more'] * bool(others), utc_now().replace('-', '').replace(':', '')])
 
 # %% ../nbs/api/15_bench.ipynb #341add78
@@ -106,55 +134,63 @@ def _measure(cases:list[Case], sounds:list[dict], work:Path, file:Path, repeats:
             done += count
             bar.update(done - bar.n) # also what it did not come to
 
-# %% ../nbs/api/15_bench.ipynb #ea1f5024
+# %% ../nbs/api/15_bench.ipynb #5ebed634
 _log = logging.getLogger(__name__)
+
+def _announce(cases:int, repeats:int, recordings:int):
+    "Say how much there is to do."
+    counted = ', '.join(f"{number} {what}{'s' * (number != 1)}" for number, what in ((cases, 'case'), (repeats, 'round'), (recordings, 'recording')))
+    print(f"{counted}: {cases*repeats} trial{'s' * (cases*repeats != 1)}", file=sys.stderr, flush=True)
 
 def _write_rows(file:Path, first:dict, recordings:list[Recording], cases:list[Case], refusals:list[dict], asked:dict):
     "Measure everything into a file of rows."
-    work = file.with_name('.work')
-    shutil.rmtree(work, ignore_errors=True) # what a killed run left
+    for left in file.parents[1].glob(f'*/{WORK}'): shutil.rmtree(left, ignore_errors=True) # by runs that were killed
+    work, standins = file.with_name(WORK), {each['model'] for each in first['models'] if each['random']}
     work.mkdir(parents=True)
-    standins = {each['model'] for each in first['models'] if each['random']}
     try:
-        for row in [first, *map(_recording_row, recordings), *refusals]: append_row(file, row)
-        _measure(cases, write_sounds(recordings, work), work, file, asked['repeats'], first['threads'], asked['timeout'], standins)
+        sounds = write_sounds(recordings, work)
+        for row in [first, *map(_recording_row, recordings, sounds), *refusals]: append_row(file, row)
+        _announce(len(cases), asked['repeats'], sum(each['set'] != 'wordless' for each in sounds))
+        _measure(cases, sounds, work, file, asked['repeats'], first['threads'], asked['timeout'], standins)
     except KeyboardInterrupt:
-        _log.warning('stopped; what was measured so far can be read: whisper-nb bench-report %s', file)
+        if file.exists(): _log.warning('stopped; what was measured so far can be read: whisper-nb bench-report %s', file)
         raise
     finally: shutil.rmtree(work, ignore_errors=True)
 
-# %% ../nbs/api/15_bench.ipynb #5ebed634
+# %% ../nbs/api/15_bench.ipynb #924fb99e
 def benchmark(
-    models:str='demo', # The demo, directories of models or names of known checkpoints that are there, separated by commas
-    backends:str='all', # Names of backends, separated by commas
-    devices:str='all', # 'cpu', 'cuda' or both; 'all': those that are there
-    compute_types:str='auto', # Separated by commas; 'auto': the usual choices; 'all': every type this machine supports
-    beam_sizes:str='1,5', # Texts followed at a time, separated by commas
-    batch_sizes:str='1,8', # Stretches of speech decoded at a time, separated by commas; 1: window after window
-    repeats:int=3, # Rounds; medians are taken over them
-    threads:int=0, # CPU threads; 0: all cores this process may use
-    data:str='', # Recordings of one's own: a directory or a manifest; '': the bundled clips
-    recordings:int=0, # How many of them, the first; 0: all
-    long_seconds:float=120.0, # Duration of the long recording made by joining them, s; 0: none
-    pause:Optional[float]=None, # Silence between them in it, s; None: one second, and of the bundled clips each has a window of its own
-    max_wer_loss:float=0.01, # WER that a recommended setting may lose against the best one; 0.01 is one point
-    max_memory:Optional[float]=None, # Memory that a recommended setting may take, GB; None: as much as it takes
-    timeout:float=1800.0, # Seconds that a trial may take
-    name:str='', # Name of the run; '': the models' and the time
-    models_dir:str='models', # Where models are looked for by name, and conversions are made
-    outputs_dir:str='outputs', # Rows, tables and pictures are written to bench/<name>/ in it, the recommendation to recommended.json
+    models:str='demo', # The demo, directories of models, or names of known checkpoints that are in models_dir, separated by commas
+    backends:str='all', # faster-whisper, transformers, openai-whisper, separated by commas; or all
+    devices:str='all', # cpu, cuda, separated by commas; or all there are
+    compute_types:str='auto', # Separated by commas; auto: those worth a thought; all: every type that this machine supports
+    beam_sizes:str='1,5', # Hypotheses kept while decoding; 1: greedy
+    batch_sizes:str='1,8', # Stretches of speech decoded at once; 1: window after window
+    repeats:int=3, # Rounds, each in another order; medians are taken over them
+    threads:int=0, # CPU threads, the same for every backend; 0: all cores
+    data:str='', # Recordings with texts: a directory, a CSV/TSV/JSONL manifest, or LibriSpeech's layout; by default the bundled clips
+    recordings:int=0, # How many of them, spread evenly; 0: all
+    long_seconds:Optional[float]=None, # Length of the recording made by joining them, s; by default 30 times the largest batch size, at least 120; 0: none
+    pause:Optional[float]=None, # Silence between the joined recordings, s; by default 1, and each bundled clip gets a 30 s window of its own
+    max_wer_loss:float=0.01, # How much worse the WER may be than the best setting's; 0.01: one percentage point
+    max_memory:Optional[float]=None, # Most that a recommended setting may need, GB, of main memory and of GPU memory each; limits no measurement
+    timeout:float=1800.0, # Seconds that loading, or one recording, may take
+    name:str='', # Of the directory in outputs_dir/bench/; by default made of the models and the time
+    models_dir:str='models', # Where models are looked for, and conversions are made
+    outputs_dir:str='outputs', # Rows, report and pictures are written to bench/ in it, and recommended.json
 )->Benchmark:
     "Measure every setting of these models that this machine can run, and recommend one."
     asked = dict(locals())
     _check_request(asked)
     directory = Path(outputs_dir)/'bench'/(name or _name(models))
     require_writable(directory.parent, '--outputs-dir')
-    heard, found = read_recordings(data, recordings, long_seconds, pause), prepare_models(models, backends, models_dir)
+    batch = max(parse_numbers(batch_sizes, 'batch sizes'))
+    heard, found = read_recordings(data, recordings, _long_seconds(long_seconds, batch), pause), prepare_models(models, backends, models_dir)
+    if note := _too_short(heard, batch): _log.warning('%s', note)
     cases, refusals = plan(found, backends, devices, compute_types, beam_sizes, batch_sizes)
     _require_room(cases, heard, directory.parent)
     measured = {each['model'] for each in [*refusals, *(case.row for case in cases)]}
-    first = _machine_row(directory.name, asked, threads or available_cores(), tuple(each for each in found if each.name in measured))
-    with locked(directory):
+    with locked(directory.parent):
         _require_new(directory)
+        first = _machine_row(directory.name, asked, tuple(each for each in found if each.name in measured), note)
         _write_rows(directory/ROWS, first, heard, cases, refusals, asked)
     return write_bench_report(directory/ROWS, max_wer_loss, max_memory, outputs_dir)

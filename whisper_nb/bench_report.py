@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Optional
 
-from .errors import StepError
+from fastcore.basics import patch
+from .errors import StepError, WhisperNbError
 from .files import require_writable, write_atomic
-from .plots import draw_batches, draw_latency, draw_memory, draw_parts, draw_speed_accuracy
+from .plots import clip_seconds, draw_batches, draw_latency, draw_memory, draw_parts, draw_speed_accuracy
 from .recommend import Recommendation, recommend
 from .results import accuracy_table, cases_frame, failures_table, parts_table, read_results, recordings_table, speed_table
 from .rows import markdown_table, save_pictures
-from .settings import RECOMMENDED, write_settings
+from .settings import RECOMMENDED, Setting, read_settings, this_machine, write_settings
 
 # %% ../nbs/api/14_bench_report.ipynb #7b42dfe9
 ROWS = 'rows.jsonl' # Name of a benchmark's rows in its directory
@@ -38,11 +39,11 @@ def draw_pictures(
     "Every picture of a benchmark."
     frame = cases_frame(rows)
     if frame.empty: return {}
-    made = {'speed-accuracy': draw_speed_accuracy(frame, recommendation.case), 'memory': draw_memory(frame), 'latency': draw_latency(frame), 'parts': draw_parts(frame)}
+    made = {'speed-accuracy': draw_speed_accuracy(frame, recommendation.case), 'memory': draw_memory(frame), 'latency': draw_latency(frame, clip_seconds(rows)), 'parts': draw_parts(frame)}
     if frame.batch_size.nunique() > 1: made['batches'] = draw_batches(frame)
     return {name: made[name] for name in TITLES if name in made}
 
-# %% ../nbs/api/14_bench_report.ipynb #7da7ba68
+# %% ../nbs/api/14_bench_report.ipynb #a33ebbaf
 def _machine_text(first:dict)->str: # Markdown
     "The machine, its GPUs or why there is none, and the models with what proves which they were."
     gpus = ', '.join(f"{each['name']} ({each['memory']/1e9:.0f} GB, driver {each['driver']})" for each in first['gpus']) or f"none: {first['no_gpu']}"
@@ -50,12 +51,20 @@ def _machine_text(first:dict)->str: # Markdown
     models = [f"- {each['model']}: {each['format']}, {each['quantization']}, {each['bytes']/1e6:,.0f} MB, manifest SHA-256 `{each['manifest_sha256']}`{', random weights' if each['random'] else ''}" for each in first['models']]
     return '\n'.join([', '.join(f'{name} {value}' for name, value in facts.items()), '', *models])
 
+# %% ../nbs/api/14_bench_report.ipynb #7d576a66
+_TABLES = { # Title → what fills it, what its columns mean
+    'Speed and memory': (speed_table, 'Fastest first. RTFx: seconds of audio per second, over all recordings of a round; median (slowest–fastest round). p50, p95: half of the clips, and 95 of 100, took at most this long. Start: importing the library and loading the model. Peak memory: the whole process. J per minute: energy that a GPU took for a minute of audio.'),
+    'Words': (accuracy_table, 'Most accurate first. WER, CER: share of wrong words, of wrong letters; in brackets the 95% range. Hallucinated: words written where nobody speaks. VAD: silence is left out first. Pareto front: no other setting is both faster and more accurate.'),
+    'Time for one minute of audio': (parts_table, 'vad: finding speech; features: the spectrogram; encode, decode: the model; other: the rest.'),
+    'What failed or was left out': (failures_table, ''),
+    'Recordings': (recordings_table, '')}
+
 def _sections(rows:list[dict])->dict[str,str]: # Title → Markdown
     "What the recommendation rests on."
-    tables = {'Speed and memory': speed_table, 'Words': accuracy_table, 'Time for one minute of audio': parts_table, 'What failed or was left out': failures_table, 'Recordings': recordings_table}
-    found = {title: table(rows) for title, table in tables.items()}
-    return {title: markdown_table(table) for title, table in found.items() if len(table)} | {'Machine and models': _machine_text(rows[0])}
+    found = {title: (table(rows), words) for title, (table, words) in _TABLES.items()}
+    return {title: f'{words}\n\n{markdown_table(table)}'.strip() for title, (table, words) in found.items() if len(table)} | {'Machine and models': _machine_text(rows[0])}
 
+# %% ../nbs/api/14_bench_report.ipynb #96499760
 def report_text(
     rows:list[dict], # As from `results.read_results`
     recommendation:Recommendation, # What they come to
@@ -67,7 +76,32 @@ def report_text(
     parts = [f"# Benchmark {first['name']}", recommendation.words.strip(), *(f'## {title}\n\n{text}' for title, text in sections.items())]
     return '\n\n'.join(parts[:2] + ([f'## Pictures\n\n{shown}'] if shown else []) + parts[2:]) + '\n'
 
-# %% ../nbs/api/14_bench_report.ipynb #a33ebbaf
+# %% ../nbs/api/14_bench_report.ipynb #7da7ba68
+def _kept(file:Path)->tuple[Setting, ...]:
+    "The settings in a file; none when it cannot be read."
+    try: return read_settings(file)
+    except WhisperNbError: return ()
+
+def _change(before:tuple, after:tuple, setting:Setting)->str: # Words; empty when nothing else was there
+    "What writing a setting did to those in the file."
+    replaced = [each.measured for each in before if each not in after and each.measured != setting.measured]
+    return '; '.join([*([f"of another machine ({setting.machine.get('processor')}), so not used on this one"] if setting.machine != this_machine() else []),
+        *([f"replaces the one measured {', '.join(dict.fromkeys(replaced))}"] if replaced else []),
+        *([f'without a model, `transcribe` still takes {after[0].model}'] if after and after[0].model != setting.model and after[0].machine == setting.machine else [])])
+
+def _keep(
+    file:Path, # recommended.json
+    recommendation:Recommendation, # What goes into it
+)->tuple[Path|None, str]: # The file, None when nothing was written; what became of it
+    "Write the settings that can be known again."
+    unknown = [each.model for each in recommendation.per_model if not each.manifest_sha256]
+    known = [each for each in recommendation.per_model if each.manifest_sha256]
+    notes, before = [f'{unknown[0]} has no manifest, so it cannot be known again' + f' (nor can {len(unknown) - 1} more)'*(len(unknown) > 1)] if unknown else [], _kept(file)
+    if not known: return None, f"{'; '.join(notes) or 'nothing was recommended'}; {file} is {'as it was before' if file.exists() else 'not written'}"
+    write_settings(file, known)
+    return file, '; '.join(filter(None, [*notes, _change(before, _kept(file), known[0])]))
+
+# %% ../nbs/api/14_bench_report.ipynb #b7be282b
 def _plain(value):
     "A figure as JSON has it: without numpy's types, and with null for what is no number."
     value = value.item() if hasattr(value, 'item') else value
@@ -76,6 +110,12 @@ def _plain(value):
 def _failures(rows:list[dict])->tuple[str,...]:
     "What failed or was left out: a line for each case and reason."
     return tuple(f"{line['model']}, {line['case']}: {line['what']}" + (f", {line['why']}" if line.get('why') else '') for line in failures_table(rows).to_dict('records'))
+
+def _first_lines(words:str)->list[str]:
+    "The first two paragraphs of a recommendation as lines of a terminal, without Markdown's marks."
+    from textwrap import wrap
+    paragraphs = [line for part in words.strip().split('\n\n')[:2] for line in part.splitlines()[:4]]
+    return [line for each in paragraphs for line in wrap(each.replace('**', '').replace('`', ''), 110, subsequent_indent='  '*each.startswith('- '))]
 
 # %% ../nbs/api/14_bench_report.ipynb #4c78c287
 @dataclass(frozen=True, repr=False)
@@ -86,42 +126,37 @@ class Benchmark:
     recommendation: Recommendation # In words and as settings
     failures: tuple # What failed or was left out, in words
     cases: int # Measured
-    settings: Path|None = None # recommended.json; None: nothing was recommended
+    settings: Path|None = None # recommended.json; None: it was not written
+    note: str = '' # What became of recommended.json
 
     @property
     def ok(self)->bool: return self.cases > 0
     def require_ok(self)->None: # For notebooks and scripts
         "`StepError` when nothing could be measured."
         if not self.ok: raise StepError(f'no case could be measured ({self.failures[0] if self.failures else "none was tried"})', f'read {self.path}')
-
+    def _repr_markdown_(self): return report_text(read_results(self.rows), self.recommendation)
     def __repr__(self):
         counted = f"{self.cases} case{'s' * (self.cases != 1)} measured" + (f', {len(self.failures)} failed or left out:' if self.failures else '')
         failed = [f'  {each}' for each in self.failures[:4]] + [f'  … and {len(self.failures) - 4} more'] * (len(self.failures) > 4)
-        return '\n'.join([*_first_lines(self.recommendation.words), '', counted, *failed, f'report   {self.path}'] + ([f'settings {self.settings}'] if self.settings else ['settings nothing was recommended, so none were written']))
+        return '\n'.join([*_first_lines(self.recommendation.words), '', counted, *failed, f'report   {self.path}', f"settings {'; '.join(filter(None, [str(self.settings or ''), self.note]))}"])
 
-    def _repr_markdown_(self): return report_text(read_results(self.rows), self.recommendation)
+# %% ../nbs/api/14_bench_report.ipynb #6e7042f6
+@patch
+def to_json(self:Benchmark)->str:
+    "The figures, for programs."
+    figures = [{name: _plain(value) for name, value in row.items()} for row in cases_frame(read_results(self.rows)).reset_index().to_dict('records')]
+    setting, known = self.recommendation.setting, self.recommendation.per_model
+    found = dict(ok=self.ok, report=str(self.path), rows=str(self.rows), settings=self.settings and str(self.settings), note=self.note, recommended=setting and asdict(setting), per_model=[asdict(each) for each in known])
+    return json.dumps(found | dict(words=self.recommendation.words, failures=list(self.failures), cases=figures), indent=1, ensure_ascii=False, default=str) + '\n'
 
-    def to_json(self)->str:
-        "The figures, for programs."
-        figures = [{name: _plain(value) for name, value in row.items()} for row in cases_frame(read_results(self.rows)).reset_index().to_dict('records')]
-        setting, known = self.recommendation.setting, self.recommendation.per_model
-        return json.dumps(dict(ok=self.ok, report=str(self.path), rows=str(self.rows), settings=self.settings and str(self.settings), recommended=setting and asdict(setting), per_model=[asdict(each) for each in known],
-            words=self.recommendation.words, failures=list(self.failures), cases=figures), indent=1, ensure_ascii=False, default=str) + '\n'
-
-def _first_lines(words:str)->list[str]:
-    "The first two paragraphs of a recommendation as lines of a terminal, without Markdown's marks."
-    from textwrap import wrap
-    paragraphs = [line for part in words.strip().split('\n\n')[:2] for line in part.splitlines()[:4]]
-    return [line for each in paragraphs for line in wrap(each.replace('**', '').replace('`', ''), 110, subsequent_indent='  '*each.startswith('- '))]
-
-# %% ../nbs/api/14_bench_report.ipynb #7d576a66
+# %% ../nbs/api/14_bench_report.ipynb #760adc14
 def write_bench_report(
     file:str, # Rows of a benchmark, or the directory they are in
-    max_wer_loss:float=0.01, # How much more may be wrong than with the most accurate setting: 0.01 is one word in a hundred
-    max_memory:Optional[float]=None, # How much memory the process may take, in GB
+    max_wer_loss:float=0.01, # How much worse the WER may be than the best setting's; 0.01: one percentage point
+    max_memory:Optional[float]=None, # Most that a recommended setting may need, GB, of main memory and of GPU memory each; limits no measurement
     outputs_dir:str='outputs', # Where recommended.json is written
 )->Benchmark: # Everything else is written beside the rows
-    "Make report, pictures and recommendation of a benchmark again, from its rows alone."
+    "Make report, pictures and recommendation of a benchmark again, from its rows alone, and replace recommended.json."
     file, rows = rows_file(file), read_results(rows_file(file))
     recommendation, directory = recommend(rows, max_wer_loss, max_memory, str(file)), file.parent
     require_writable(directory, 'another place for the rows')
@@ -129,6 +164,5 @@ def write_bench_report(
     for name, figure in pictures.items(): save_pictures(figure, directory/name)
     write_atomic(directory/'cases.csv', frame.to_csv())
     write_atomic(directory/'report.md', report_text(rows, recommendation, tuple(pictures)))
-    settings = Path(outputs_dir)/Path(RECOMMENDED).name if recommendation.setting else None
-    if settings: write_settings(settings, recommendation.per_model)
-    return Benchmark(directory/'report.md', file, recommendation, _failures(rows), len(frame), settings)
+    settings, note = _keep(Path(outputs_dir)/Path(RECOMMENDED).name, recommendation)
+    return Benchmark(directory/'report.md', file, recommendation, _failures(rows), len(frame), settings, note)

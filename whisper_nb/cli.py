@@ -27,7 +27,7 @@ from .prepare import prepare
 def _annotated(name:str, parameter:inspect.Parameter, kind:type, text:str, arguments:tuple):
     "One parameter as typer wants it."
     if several := f'{name}...' in arguments: kind = list[kind]
-    if several or name in arguments: return Annotated[kind, typer.Argument(help=text, metavar=f'[{name.upper()}]...' if several else name.upper(), show_default=parameter.default is not parameter.empty)]
+    if several or name in arguments: return Annotated[kind, typer.Argument(help=text, metavar=name.upper(), show_default=parameter.default is not parameter.empty)]
     return Annotated[kind, typer.Option(f"--{name.replace('_', '-')}", help=text)]
 
 def options_of(
@@ -99,7 +99,7 @@ def verify(
     from whisper_nb.verify import verify
     return verify(path)
 
-# %% ../nbs/api/20_cli.ipynb #70f7d20e
+# %% ../nbs/api/20_cli.ipynb #8e1d9cd7
 @command('directory')
 def convert(
     directory:str, # A model in Transformers format
@@ -112,6 +112,7 @@ def convert(
     from whisper_nb.models import parse_quantizations
     return convert_all(directory, parse_quantizations(quantization), fresh=fresh, format=format)
 
+# %% ../nbs/api/20_cli.ipynb #af57a8da
 @command('directory')
 def test(
     directory:str, # A model
@@ -178,7 +179,7 @@ def _layout(word_timestamps:bool, **layout):
         raise RequestError(f"--{name.replace('_', '-')} needs the times of words", 'add --word-timestamps')
     return made
 
-# %% ../nbs/api/20_cli.ipynb #af57a8da
+# %% ../nbs/api/20_cli.ipynb #70f7d20e
 def _lines(heard, text:str)->str:
     "Text in which each line says which recording it is from."
     return ''.join(f'{heard.audio}: {line}\n' for line in text.splitlines() or [''])
@@ -194,21 +195,39 @@ def _say(heard, formats:tuple, output_dir:str|None, layout, several:bool, as_jso
     if not as_json:
         text = write_as(heard.transcript, formats[0], layout) if not output_dir else ''.join(f'{path}\n' for path in files)
         print(_lines(heard, text) if several and not output_dir else text, end='', flush=True)
-    return dict(audio=heard.audio, **as_result(heard.transcript), audio_seconds=heard.transcript.audio_seconds, seconds=heard.transcript.seconds, files=files)
+    return dict(audio=heard.audio, **as_result(heard.transcript), audio_seconds=heard.transcript.audio_seconds, seconds=heard.transcript.seconds, files=files, **asdict(heard.running))
 
-# %% ../nbs/api/20_cli.ipynb #8e1d9cd7
+# %% ../nbs/api/20_cli.ipynb #9da12d00
+def _say_all(made, *how, as_json:bool)->bool: # Was everything transcribed?
+    "Show or write several, each as soon as it is done; `how` as in `_say`."
+    rows = []
+    try:
+        for heard in made: rows.append(_say(heard, *how, as_json))
+    finally: # Ctrl-C, a full disk: what is finished is not lost
+        if as_json: print(_as_json(rows), flush=True)
+    return not any('problem' in row for row in rows)
+
+# %% ../nbs/api/20_cli.ipynb #a276b255
 @contextmanager
 def _fallbacks_told():
     "Each thing given up for want of memory is a line on standard error."
-    from whisper_nb.fallback import FallbackWarning
+    from whisper_nb.fallback import FallbackWarning, keep_to_memory
     with warnings.catch_warnings(): # puts back what is set here
         others = warnings.showwarning
         def show(message, category, *place):
-            if issubclass(category, FallbackWarning): print(f'⚠️ {message}', file=sys.stderr)
-            else: others(message, category, *place)
+            if not issubclass(category, FallbackWarning): return others(message, category, *place)
+            print(f'⚠️ {message}', file=sys.stderr)
+            if message.last.device != message.now.device: keep_to_memory() # before it is loaded there
         warnings.showwarning = show
         warnings.simplefilter('always', FallbackWarning)
         yield
+
+def _keep_to_memory(choice):
+    "On the CPU: an error, and not the system's killer, when the memory does not suffice."
+    from whisper_nb.backends import pick_backend, pick_device, share_cores
+    from whisper_nb.fallback import keep_to_memory
+    share_cores() # before the first import of a library
+    if pick_device(pick_backend(choice.model, choice.backend), choice.device, choice.compute_type) == 'cpu': keep_to_memory()
 
 # %% ../nbs/api/20_cli.ipynb #d723ad33
 @command('audio', data=False)
@@ -228,7 +247,7 @@ def transcribe(
     device:Optional[str]=None, # cpu, cuda, or auto: cuda where there is one; by default as recommended, or auto
     compute_type:Optional[str]=None, # Type to compute in; by default as recommended, or what fits the stored type and the device
     threads:Optional[int]=None, # CPU threads, 0 is the library's own choice; by default as recommended, or 0
-    recommended:str='outputs/recommended.json', # Settings that whisper-nb bench wrote; '' to use none
+    recommended:Optional[str]=None, # Settings that whisper-nb bench wrote; by default outputs/recommended.json, where there is one; '' to use none
     no_fallback:bool=False, # Stop when the memory does not suffice; by default go on with smaller batches, a smaller type, the CPU
     output_format:str='txt', # txt, srt, vtt, tsv, json or all
     output_dir:Optional[str]=None, # Where a file is written for each recording; by default the text goes to standard output
@@ -243,17 +262,13 @@ def transcribe(
     several, formats = len(audio) > 1, _formats(output_format, output_dir, len(audio) > 1, json)
     layout = _layout(word_timestamps, highlight_words=highlight_words, max_line_width=max_line_width, max_line_count=max_line_count, max_words_per_line=max_words_per_line)
     if output_dir: check_outputs(audio, output_dir)
-    choice = choose(model, backend, device, compute_type, threads, recommended, language=language, task=task, beam_size=beam_size, temperature=_temperatures(temperature),
+    choice = choose(model, backend, device, compute_type, threads, True if recommended is None else recommended, language=language, task=task, beam_size=beam_size, temperature=_temperatures(temperature),
         vad=vad, word_timestamps=word_timestamps, batch_size=batch_size, initial_prompt=initial_prompt, condition_on_previous_text=condition_on_previous_text)
     if choice.note: print(choice.note, file=sys.stderr)
-    rows = []
+    if not no_fallback: _keep_to_memory(choice)
     with _fallbacks_told():
         made = transcribe(audio, choice.model, choice.backend, choice.device, choice.compute_type, choice.threads, None, not no_fallback, **choice.options)
-        try:
-            for heard in made: rows.append(_say(heard, formats, output_dir, layout, several, json))
-        finally: # Ctrl-C, a full disk: what is finished is not lost
-            if json: print(_as_json(rows), flush=True)
-    if any('problem' in row for row in rows): raise typer.Exit(1)
+        if not _say_all(made, formats, output_dir, layout, several, as_json=json): raise typer.Exit(1)
 
 # %% ../nbs/api/20_cli.ipynb #bbff650e
 @command(data=False)

@@ -10,7 +10,7 @@ import csv, io, json, math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import cycle
 from pathlib import Path
 
@@ -111,7 +111,7 @@ def _from_manifest(file:Path)->list[_Entry]:
     found = _columns(file, rows) if rows else {}
     def entry(row):
         value = {need: row.get(column) for need, column in found.items()}
-        cut = dict(start=float(value['start'] or 0), seconds=float(value['seconds']) if value.get('seconds') else None) if 'start' in found else {}
+        cut = dict(start=float(value['start'] or 0), seconds=None if value.get('seconds') in (None, '') else float(value['seconds'])) if 'start' in found else {}
         about = dict(language=_language_code(value.get('language')), name=str(value.get('name') or ''), condition=str(value.get('condition') or ''))
         return _Entry(_placed(file.parent, value['audio']), _plain_text(value['text']), **about, **cut)
     try: return [entry(row) for row in rows]
@@ -165,10 +165,15 @@ def _duration(path:Path)->float: # s
         raise RequestError(f"'{path}' is not audio that can be decoded ({getattr(error, 'strerror', error)})", 'leave it out, or give another file') from None
     return len(load_audio(path))/SAMPLING_RATE
 
-# %% ../nbs/api/08_dataset.ipynb #1a28ebf6
+# %% ../nbs/api/08_dataset.ipynb #f9fa100d
+@lru_cache(maxsize=1)
+def _whole(path:Path, changed:int)->'np.ndarray': # float32, shape (samples,)
+    "All of an audio file; the last one is kept, since the stretches of a file mostly come one after the other."
+    return load_audio(path)
+
 def _stretch(path:Path, start:float, seconds:float)->'np.ndarray': # float32, shape (samples,)
     "A part of an audio file."
-    return load_audio(path)[round(start*SAMPLING_RATE):round((start + seconds)*SAMPLING_RATE)]
+    return _whole(path, path.stat().st_mtime_ns)[round(start*SAMPLING_RATE):round((start + seconds)*SAMPLING_RATE)].copy()
 
 # %% ../nbs/api/08_dataset.ipynb #02597caa
 def _names(entries:list[_Entry], folder:Path)->list[str]:
@@ -181,13 +186,14 @@ def _names(entries:list[_Entry], folder:Path)->list[str]:
         short[place] = name if seen[name] == 1 else f'{name} ({seen[name]})'
     return short
 
-# %% ../nbs/api/08_dataset.ipynb #f9fa100d
+# %% ../nbs/api/08_dataset.ipynb #3a4fb680
 def _recording(entry:_Entry, name:str)->Recording:
     "A recording of what is written about it."
     whole = _duration(entry.path)
     seconds = whole - entry.start if entry.seconds is None else min(entry.seconds, whole - entry.start)
-    if seconds <= 0:
-        raise RequestError(f"'{entry.path.name}' is {whole:.1f} s long: nothing of it is left after {entry.start:g} s", 'correct the offset or the duration in the manifest')
+    if not (0 <= entry.start < whole and seconds > 0): # also for a time that is no number
+        length = 'the rest' if entry.seconds is None else f'{entry.seconds:g} s'
+        raise RequestError(f"'{entry.path.name}' is {whole:.1f} s long, and the manifest asks for {length} from {entry.start:g} s on", 'correct the offset or the duration in the manifest')
     read = partial(load_audio, entry.path) if seconds == whole else partial(_stretch, entry.path, entry.start, seconds)
     return Recording(name, 'clips' if entry.text != '' else 'wordless', entry.text, entry.language, seconds, entry.condition, read)
 

@@ -10,6 +10,7 @@ import re, sys
 from contextlib import suppress
 from pathlib import Path
 
+from .cores import control_groups
 from .errors import StepError
 from .files import human_bytes
 
@@ -32,26 +33,11 @@ def _group_available(path:Path)->int|None:
         if most is not None and used is not None: return max(0, most - used + _reclaimable(path))
     return None
 
-# %% ../nbs/api/01_memory.ipynb #3f3dbfdd
-def _groups(
-    root:Path = Path('/sys/fs/cgroup'), # Where control groups are mounted
-    membership:Path = Path('/proc/self/cgroup'), # Says which groups this process is in
-)->list[Path]: # Directories of the groups that may limit memory
-    "The control groups of this process, each with the groups above it."
-    try: rows = [line.split(':', 2) for line in membership.read_text().splitlines()]
-    except OSError: return []
-    found = []
-    for _, kinds, name in rows:
-        if kinds not in ('', 'memory') and 'memory' not in kinds.split(','): continue
-        top = root/'memory' if kinds else root
-        path = top/name.strip('/')
-        found += [path, *(each for each in path.parents if each.is_relative_to(top))]
-    return found
-
+# %% ../nbs/api/01_memory.ipynb #c8f40b6d
 def memory_available()->int: # Bytes
     "Memory that a new process can count on."
     import psutil
-    limits = [_group_available(group) for group in _groups()]
+    limits = [_group_available(group) for group in control_groups('memory')]
     return min([psutil.virtual_memory().available, *(limit for limit in limits if limit is not None)])
 
 # %% ../nbs/api/01_memory.ipynb #c37fe9f6

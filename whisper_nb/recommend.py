@@ -8,33 +8,46 @@ __all__ = ['Limits', 'left_out', 'Recommendation', 'recommend']
 # %% ../nbs/api/14_recommend.ipynb #a7ec8de8
 import re
 from dataclasses import dataclass
+from math import ceil
 
 from .errors import RequestError
 from .files import human_bytes
-from .results import PLACES, case_words, cases_frame, pareto_front, random_models
-from .rows import seconds_text
-from .score import normalize
-from .settings import Setting, machine_of
+from .results import PLACES, case_words, cases_frame, invented, languages_of, pareto_front, random_models, scored_words, wordless_words
+from .rows import time_text
+from .score import normalize, paired_difference
+from .settings import RECOMMENDED, Setting, machine_of
 
 # %% ../nbs/api/14_recommend.ipynb #b2e7ee06
 @dataclass(frozen=True)
 class Limits:
     "What a setting must keep to."
-    max_wer_loss: float = 0.01 # Word error rate above the best one, as a share of 1: 0.01 is one point
+    max_wer_loss: float = 0.01 # Word error rate above the best one, as a share of 1: 0.01 is one percentage point
     max_memory: float|None = None # GB (10⁹ bytes) at most, of main memory and of GPU memory; None: no limit
 
     def __post_init__(self):
         if not self.max_wer_loss >= 0: raise RequestError(f'max_wer_loss is {self.max_wer_loss}', 'give a share of 1 from 0 on: 0.01 is one word in a hundred')
         if self.max_memory is not None and not self.max_memory > 0: raise RequestError(f'max_memory is {self.max_memory}', 'give GB of memory: 2 or 1.5')
-    def __str__(self): return f'{_points(self.max_wer_loss)} of the best word error rate' + (f' and {self.max_memory:g} GB of memory' if self.max_memory is not None else '')
+    def __str__(self): return _within(self, 'the best')
 
-def _points(share:float)->str: return f"{100*share:.1f} point{'' if abs(100*share - 1) < 1e-9 else 's'}"
-def _percent(share:float)->str: return f'{100*share:.1f} %'
+def _within(limits:Limits, best:str)->str: # '1.0 percentage point of the best word error rate and 2 GB of memory'
+    "The limits in words."
+    return f'{_points(limits.max_wer_loss)} of {best} word error rate' + (f' and {limits.max_memory:g} GB of memory' if limits.max_memory is not None else '')
+
+def _points(share:float)->str: # '1.0 percentage point'
+    "A difference of two error rates."
+    number = f'{100*share:.1f}'
+    return f"{number} percentage point{'s' * (number != '1.0')}"
+
+# %% ../nbs/api/14_recommend.ipynb #e49e78e2
 def _memory(frame)->'pandas.Series':
     "The larger of main memory and GPU memory, bytes."
     return frame[['peak_memory', 'peak_gpu_memory']].astype(float).max(axis=1)
 
-# %% ../nbs/api/14_recommend.ipynb #e49e78e2
+def _memory_unknown(frame)->'pandas.Series':
+    "Is one of the two not known?"
+    return frame.peak_memory.isna() | ((frame.device == 'cuda') & frame.peak_gpu_memory.isna())
+
+# %% ../nbs/api/14_recommend.ipynb #ebc74358
 _TINY = 1e-9 # Rates are sums of fractions: equal ones may differ in their last digit
 
 def left_out(
@@ -45,7 +58,7 @@ def left_out(
     best = frame[['wer', 'wer_long']].astype(float)
     above = best - best.min()
     found = above.gt(limits.max_wer_loss + _TINY) | (best.isna() & best.notna().any())
-    memory = _memory(frame).gt(limits.max_memory*1e9) if limits.max_memory is not None else False
+    memory = (_memory(frame).gt(limits.max_memory*1e9) | _memory_unknown(frame)) if limits.max_memory is not None else False
     return found.assign(failed=frame.failed_rounds > 0, memory=memory)
 
 # %% ../nbs/api/14_recommend.ipynb #ed20819c
@@ -70,22 +83,32 @@ def _setting(rows:list[dict], line, reason:str, source:str)->Setting:
     return Setting(model=model['directory'], manifest_sha256=model['manifest_sha256'], **how, **found, reason=reason, machine=_machine(rows), measured=rows[0]['measured'], rows=source)
 
 # %% ../nbs/api/14_recommend.ipynb #a2f5ed2f
-def _accuracy(case)->str: # 'a word error rate of 1.2 % on the clips (95 %: 0.0–3.1 %) and 2.0 % on the long recording'
+def _accuracy(case)->str: # 'a word error rate of 1.2% on the clips (95%: 0.0%–3.1%) and 2.0% on the long recording'
     "What share of the words is wrong."
-    likely = f' (95 %: {100*case.wer_low:.1f}–{100*case.wer_high:.1f} %)' if case.wer_low == case.wer_low else ''
-    clips = [f'{_percent(case.wer)} on the clips{likely}'] if case.wer == case.wer else []
-    long = [f'{_percent(case.wer_long)} on the long recording'] if case.wer_long == case.wer_long else []
+    likely = f' (95%: {case.wer_low:.1%}–{case.wer_high:.1%})' if case.wer_low == case.wer_low else ''
+    clips = [f'{case.wer:.1%} on the clips{likely}'] if case.wer == case.wer else []
+    long = [f'{case.wer_long:.1%} on the long recording'] if case.wer_long == case.wer_long else []
     return f"a word error rate of {' and '.join([*clips, *long])}"
 
-def _time(seconds:float)->str: return f'{1000*seconds:.0f} ms' if seconds < 1 else seconds_text(seconds)
+def _rate(rtfx:float)->str: return f'{rtfx:.0f}' if rtfx >= 10 else f'{rtfx:.1f}' if rtfx >= 1 else f'{rtfx:.2f}'
 
+def _throughput(case)->str: # A sentence
+    "How fast it is, of a long recording and of clips."
+    rounds = f'{_rate(case.rtfx_low)} to {_rate(case.rtfx_high)} in {case.rounds} rounds' if case.rounds > 1 else 'one round'
+    long = [f'{_rate(case.rtfx_long)} s of a long recording'] if case.rtfx_long == case.rtfx_long else []
+    window = ', which fill a window of 30 s each' if case.clip_seconds < 20 else ''
+    clips = [f'{_rate(case.rtfx_clips)} s of clips of about {case.clip_seconds:.0f} s{window}'] if case.rtfx_clips == case.rtfx_clips else []
+    both = f'{_rate(case.rtfx)} s over both, ' if long and clips else ''
+    return f"In a second it transcribes {', or '.join([*long, *clips])} ({both}{rounds})."
+
+# %% ../nbs/api/14_recommend.ipynb #d82cde91
 def _expected(case)->str: # Sentences
     "What to expect of a case."
-    rounds = f' ({case.rtfx_low:.0f} to {case.rtfx_high:.0f} in {case.rounds} rounds)' if case.rounds > 1 else ' (one round)'
-    clip = f' A clip takes {_time(case.p50)}, 95 of 100 at most {_time(case.p95)}.' if case.p50 == case.p50 else ''
+    clip = f' A clip takes {time_text(case.p50)}, 95 of 100 at most {time_text(case.p95)}.' if case.p50 == case.p50 else ''
     gpu = f' and {human_bytes(int(case.peak_gpu_memory))} on the GPU' if case.peak_gpu_memory == case.peak_gpu_memory else ''
-    memory = f' It needs {human_bytes(int(case.peak_memory))} of memory{gpu}' if case.peak_memory == case.peak_memory else ''
-    return f'It transcribes {case.rtfx:.0f} s of audio per second{rounds}.{clip}{memory} and loads in {_time(case.load_seconds)}. It has {_accuracy(case)}.'
+    memory = f' It needs {human_bytes(int(case.peak_memory))} of memory{gpu}.' if case.peak_memory == case.peak_memory else ''
+    start = f' It is ready after {time_text(case.start_seconds)} (importing the library {time_text(case.import_seconds)}, loading the model {time_text(case.load_seconds)}).'
+    return f'{_throughput(case)}{clip}{memory}{start} It has {_accuracy(case)}.'
 
 # %% ../nbs/api/14_recommend.ipynb #8ba9718a
 def _heard_words(rows:list[dict], case:str)->dict: # Recording → normalised words
@@ -94,16 +117,25 @@ def _heard_words(rows:list[dict], case:str)->dict: # Recording → normalised wo
     done = {row['round'] for row in rows if row['step'] == 'trial' and row['case'] == case and row['status'] == 'done'}
     return {row['recording']: normalize(row['text'], spoken[row['recording']]) for row in rows if row['step'] == 'heard' and row['case'] == case and row['round'] == min(done) and row['recording'] in spoken}
 
-def _times(one:float, other:float, whom:str='')->str: # '1.5 times as fast', 'about as fast as whom', '8 % faster than whom'
+_ALIKE = 1.05 # Speeds whose ratio is less are about the same
+
+def _times(one:float, other:float, whom:str='')->str: # '1.5 times as fast', 'about as fast as whom', '8% faster than whom'
     "A speed beside another."
-    words = 'about as fast' if abs(one/other - 1) < 0.05 else f'{100*(one/other - 1):.0f} % faster' if 1 < one/other < 1.1 else f'{one/other:.1f} times as fast'
+    words = 'about as fast' if abs(one/other - 1) < _ALIKE - 1 else f'{one/other - 1:.0%} faster' if 1 < one/other < 1.1 else f'{one/other:.1f} times as fast'
     return f"{words} {'than' if 'faster' in words else 'as'} {whom}" if whom else words
 
+def _faster(frame, one:str, other:str, whom:str='')->str: # '1.5 times as fast as whom (on clips 0.8 times as fast, on the long recording 1.7 times as fast)'
+    "The speed of a case beside another's; of clips and of the long recording, where these point in opposite directions."
+    words, (clips, long) = _times(frame.rtfx[one], frame.rtfx[other], whom), (frame[name][one]/frame[name][other] for name in ('rtfx_clips', 'rtfx_long'))
+    opposite = min(clips, long) < 1/_ALIKE and max(clips, long) > _ALIKE
+    return f'{words} (on clips {_times(clips, 1)}, on the long recording {_times(long, 1)})' if opposite else words
+
+# %% ../nbs/api/14_recommend.ipynb #11edf74a
 def _words_beside(rows:list[dict], frame, one:str, other:str)->str: # 'with the same words'
     "The words of a case beside those of another."
     if _heard_words(rows, one) == _heard_words(rows, other): return 'with the same words'
     rates = frame.loc[[one, other], ['wer', 'wer_long']].set_axis(['on the clips', 'on the long recording'], axis=1)
-    parts = [f'{_percent(rates[what].iloc[0])} {what} and not {_percent(rates[what].iloc[1])}' for what in rates if abs(rates[what].iloc[0] - rates[what].iloc[1]) > _TINY]
+    parts = [f'{rates[what].iloc[0]:.1%} {what} and not {rates[what].iloc[1]:.1%}' for what in rates if abs(rates[what].iloc[0] - rates[what].iloc[1]) > _TINY]
     return f"with a word error rate of {', '.join(parts)}" if parts else 'with other words, but as many of them right'
 
 # %% ../nbs/api/14_recommend.ipynb #253e98cd
@@ -123,20 +155,19 @@ def _rivals(frame, chosen:str, limits:Limits)->tuple[str, str, dict]: # The most
 def _beside_accurate(frame, chosen:str, other:str)->str: # A sentence
     "The chosen case and the most accurate one."
     if frame.wer_worst[other] > frame.wer_worst[chosen] - _TINY: return 'Nothing measured within the limits is more accurate.'
-    return f'The most accurate is {_name(frame, other)}, with {_accuracy(frame.loc[other])}. The recommended one is {_times(frame.rtfx[chosen], frame.rtfx[other])}.'
+    return f'The most accurate is {_name(frame, other)}, with {_accuracy(frame.loc[other])}. The recommended one is {_faster(frame, chosen, other)}.'
 
 def _beside_small(frame, chosen:str, other:str)->str: # A sentence
     "The chosen case and the smallest one."
     if other == chosen: return 'Nothing measured within the limits needs less memory.'
     mine, its = (human_bytes(int(_memory(frame)[case])) for case in (chosen, other))
-    return f'The smallest is {_name(frame, other)}: {its}. The recommended one needs {mine}, and is {_times(frame.rtfx[chosen], frame.rtfx[other])}.'
+    return f'The smallest is {_name(frame, other)}: {its}. The recommended one needs {mine}, and is {_faster(frame, chosen, other)}.'
 
 def _comparison(rows:list[dict], frame, chosen:str, limits:Limits)->list[str]: # Lines
     "The chosen case beside its rivals."
     accurate, small, best = _rivals(frame, chosen, limits)
     def beside(title, case):
-        faster = _times(frame.rtfx[chosen], frame.rtfx[case], _name(frame, case))
-        return f'It is {faster}, the fastest of {title} within the limits, {_words_beside(rows, frame, chosen, case)}.'
+        return f'It is {_faster(frame, chosen, case, _name(frame, case))}, the fastest of {title} within the limits, {_words_beside(rows, frame, chosen, case)}.'
     return [_beside_accurate(frame, chosen, accurate), _beside_small(frame, chosen, small), *(beside(title, case) for title, case in best.items())]
 
 # %% ../nbs/api/14_recommend.ipynb #d41704a3
@@ -145,47 +176,112 @@ def _why_out(frame, case:str, limits:Limits)->str:
     beyond, line, places = left_out(frame, limits).loc[case], frame.loc[case], dict(wer='the clips', wer_long='the long recording')
     def error(name):
         if line[name] != line[name]: return f'{places[name]} not scored'
-        return f'its word error rate on {places[name]} is {_percent(line[name])}, {_points(line[name] - frame[name].min())} above the best'
+        return f'its word error rate on {places[name]} is {line[name]:.1%}, {_points(line[name] - frame[name].min())} above the best'
     errors = [error(name) for name in places if beyond[name]]
-    memory = [f'it needs {human_bytes(int(_memory(frame)[case]))} of memory'] if beyond.memory else []
+    unknown = f"its {'GPU ' if line.peak_memory == line.peak_memory else ''}memory is not known" if _memory_unknown(frame)[case] else ''
+    memory = [unknown or f'it needs {human_bytes(int(_memory(frame)[case]))} of memory'] if beyond.memory else []
     failed = [f'it failed in {line.failed_rounds:.0f} of {line.failed_rounds + line.rounds:.0f} rounds'] if beyond.failed else []
     return ', '.join([*errors, *memory, *failed])
 
 _MOST_LINES = 4 # That a reader can be asked to read
 
+def _faster_out(frame, out, chosen:str, limits:Limits)->list[str]: # Lines
+    "The cases beyond the limits that are faster than the chosen one."
+    faster = out[out.rtfx > frame.rtfx[chosen]]
+    lines = [f"{_name(frame, case)}, {_times(frame.rtfx[case], frame.rtfx[chosen], 'the recommended one')}: {_why_out(frame, case, limits)}." for case in faster.index[:_MOST_LINES]]
+    more = len(faster) - len(lines)
+    return lines + ([f"{more} more {'case that is' if more == 1 else 'cases that are'} faster."] if more else [])
+
+# %% ../nbs/api/14_recommend.ipynb #853b43db
+_SHARED = dict(batch_size='batch size {:.0f}', beam_size='beam size {:.0f}', compute_type='{}', backend='{}', device='device {}', model='`{}`') # Column → in words
+
+def _alike(out, within)->str: # ', all with batch size 8'; '' when there is nothing
+    "What all of these cases have, and none of those."
+    shared = [words.format(out[name].iloc[0]) for name, words in _SHARED.items() if out[name].nunique() == 1 and out[name].iloc[0] not in set(within[name])]
+    return f', all with {shared[0]}' if shared and len(out) > 1 else ''
+
+# %% ../nbs/api/14_recommend.ipynb #db3d6ed0
+def _span(values)->str: # '2.6%' or '41.2%–58.8%'
+    low, high = f'{values.min():.1%}', f'{values.max():.1%}'
+    return low if low == high else f'{low}–{high}'
+
+def _slower_out(frame, out, limits:Limits)->list[str]: # Lines
+    "The cases beyond the limits that are slower than the chosen one, in one line."
+    if out.empty: return []
+    beyond, places = left_out(frame, limits), dict(wer='on the clips', wer_long='on the long recording')
+    wrong = [(_span(out[name]), place) for name, place in places.items() if beyond.loc[out.index, name].all() and out[name].notna().all()]
+    why = ': ' + ', '.join(f"{span}{'' if number else ' of the words wrong'} {place}" for number, (span, place) in enumerate(wrong)) if wrong else ''
+    return [f"{len(out)} {'case that is' if len(out) == 1 else 'cases that are'} slower anyway{_alike(out, frame[~beyond.any(axis=1)])}{why}."]
+
 def _excluded(frame, chosen:str, limits:Limits)->list[str]: # Lines
     "What the limits cost."
     out = frame[left_out(frame, limits).any(axis=1)]
-    faster = out[out.rtfx > frame.rtfx[chosen]]
-    lines = [f"{_name(frame, case)}, {_times(frame.rtfx[case], frame.rtfx[chosen], 'the recommended one')}: {_why_out(frame, case, limits)}." for case in faster.index[:_MOST_LINES]]
-    if more := len(faster) - len(lines): lines.append(f"{more} more {'case that is' if more == 1 else 'cases that are'} faster.")
-    slower = len(out) - len(faster)
-    return lines + ([f"{slower} {'case that is' if slower == 1 else 'cases that are'} slower anyway."] if slower else [])
+    return _faster_out(frame, out, chosen, limits) + _slower_out(frame, out[out.rtfx <= frame.rtfx[chosen]], limits)
 
-# %% ../nbs/api/14_recommend.ipynb #d82cde91
-def _invented(case)->str: # A sentence; empty when it was not measured
+# %% ../nbs/api/14_recommend.ipynb #7b8e4774
+def _where(heard)->str: # 'in 1 of 7 recordings in which nobody speaks (made-music) it writes words: 24 in 59 s (8.1 a minute)'
+    "Words that nobody said."
+    found, names = invented(heard), [name for name, group in heard.groupby('recording', sort=False) if invented(group).words]
+    if not found.words: return f'In {found.clips} recordings in which nobody speaks it writes nothing'
+    listed = ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
+    return f'In {len(names)} of {found.clips} recordings in which nobody speaks ({listed}) it writes words: {found.words} in {found.seconds:.0f} s ({found.words_per_minute:.1f} a minute)'
+
+def _beside_vad(plain, helped)->str: # A sentence
+    "What VAD changes where words were written without it."
+    found = invented(helped)
+    if not found.clips or not invented(plain).words: return ''
+    words = f'{found.clips_with_words}: {found.words} words' if found.words else 'none'
+    return f' With `--vad` it does so in {words} (what it does to spoken words was not measured at batch size 1).'
+
+def _invented(silence)->str: # Sentences about a case's lines of `wordless_words`; empty when it was not measured
     "What happens on silence, noise and music."
-    plain, helped = case.hallucinated, case.hallucinated_vad
-    if plain != plain: return '' if helped != helped else f'Where nobody speaks it writes {helped:.1f} words a minute. (Silence is always left out when several stretches are decoded at once.)'
-    if not plain: return 'Where nobody speaks (silence, noise, music) it writes nothing.'
-    words = f'Where nobody speaks (silence, noise, music) it writes {plain:.1f} words a minute'
-    if helped != helped: return f'{words}.'
-    return f"{words}. With `--vad` it writes {f'{helped:.1f}' if helped else 'none'}: {'use it where there are long pauses' if helped < plain/2 else 'it hardly helps'}."
+    plain, helped = (silence[silence.vad == vad] for vad in (False, True))
+    if len(plain): return f'{_where(plain)}.{_beside_vad(plain, helped)}'
+    return f'{_where(helped)}. (From batch size 2 on silence is left out beforehand.)' if len(helped) else ''
 
-# %% ../nbs/api/14_recommend.ipynb #ebc74358
+# %% ../nbs/api/14_recommend.ipynb #0ea04e08
 def _near(frame, chosen:str|None, limits:Limits)->list[str]: # Lines
     "The cases that another run might put in the first place."
     if chosen is None or frame.rounds[chosen] < 2: return []
     within = frame[frame.wer_worst.notna() & ~left_out(frame, limits).any(axis=1)].drop(chosen)
     near = within[within.rtfx_high > frame.rtfx_low[chosen]]
     if near.empty: return []
-    return [f"{_name(frame, near.index[0])}{f' and {len(near) - 1} more' if len(near) > 1 else ''} came so near that the rounds overlap: measured again, another one may be the fastest."]
+    name, more = _name(frame, near.index[0]), len(near) - 1
+    if not more: return [f'{name} is about as fast: the rounds overlap, and another run may put it first.']
+    return [f'{name} and {more} more are about as fast: the rounds overlap, and another run may put one of them first.']
 
-def _few_words(frame, limits:Limits)->list[str]: # Lines
+# %% ../nbs/api/14_recommend.ipynb #313454d8
+def _largest_loss(rows:list[dict], frame, chosen:str)->float: # Share of 1
+    "How much more of the clips' words may be wrong than with the most accurate case (95 %); also when no word differs."
+    words = scored_words(rows)
+    best, mine = (words[(words['set'] == 'clips') & (words.case == case)] for case in (frame.wer.idxmin(), chosen))
+    high = paired_difference(list(zip(best.reference, best.text)), list(zip(mine.reference, mine.text)), languages_of(best))[2]
+    return max(high or 0, 3/frame.words[chosen])
+
+def _few_words(rows:list[dict], frame, limits:Limits, chosen:str|None)->list[str]: # Lines
     "Are there enough words to check the limit?"
-    words = frame.words.max()
-    if not 0 < words*limits.max_wer_loss < 1: return [] # nor where none were scored
-    return [f"There are only {words:.0f} words to be scored by: one of them is {_points(1/words)}, so a difference of {_points(limits.max_wer_loss)} cannot be told. Measure with recordings of your own: `--data FOLDER`."]
+    words, loss = frame.words.max(), limits.max_wer_loss
+    if chosen is None or not words > 0 or not loss or (most := _largest_loss(rows, frame, chosen)) <= loss: return []
+    only, more = f'Only {words:.0f} words were scored:', 'Measure with more recordings of your own: `--data FOLDER`.'
+    if 1/words > loss: return [f'{only} one wrong word is {_points(1/words)}, so a limit of {100*loss:.1f} cannot be checked. {more}']
+    return [f'{only} the recommended setting may be up to {_points(most)} worse than the most accurate one, so a limit of {100*loss:.1f} is not proven. {more}']
+
+# %% ../nbs/api/14_recommend.ipynb #6053ede0
+def _other_lengths(frame, chosen:str|None, limits:Limits)->list[str]: # Lines
+    "Is another case faster where there are only clips, or only long recordings?"
+    within, found = frame[frame.wer_worst.notna() & ~left_out(frame, limits).any(axis=1)], []
+    for name, what in dict(rtfx_long='the long recording', rtfx_clips='the clips').items():
+        best = within[name].astype(float).idxmax() if chosen is not None and within[name].notna().any() else chosen
+        if best != chosen and within[name][best] > _ALIKE*frame[name][chosen]:
+            found.append(f'On {what} alone {_name(frame, best)} is faster: {_rate(frame[name][best])} s of audio per second and not {_rate(frame[name][chosen])}.')
+    return found
+
+def _silence(rows:list[dict], frame)->list[str]: # Lines
+    "Is there silence that only larger batches leave out?"
+    asked, joined = rows[0].get('asked') or {}, any(row['step'] == 'recording' and row['set'] == 'long' and row['condition'] == 'joined' for row in rows)
+    mostly = joined and not asked.get('data') and asked.get('pause') is None
+    both = (frame.batch_size == 1).any() and (frame.batch_size > 1).any()
+    return ['From batch size 2 on silence is left out, and the long recording is mostly silence: on recordings without pauses a larger batch gains less.'] if mostly and both else []
 
 # %% ../nbs/api/14_recommend.ipynb #9d2fd849
 def _unfinished(rows:list[dict], frame)->list[str]: # Lines
@@ -201,15 +297,15 @@ def _unsteady(frame)->list[str]: # Lines
     spread = (frame.rtfx_high/frame.rtfx_low).median()
     return [f'Of a typical case the fastest round was {spread:.1f} times as fast as the slowest: something else was running. Measure again on a quiet machine.'] if spread > _UNSTEADY else []
 
-# %% ../nbs/api/14_recommend.ipynb #853b43db
+# %% ../nbs/api/14_recommend.ipynb #16a283c6
 def _caveats(rows:list[dict], frame, limits:Limits, chosen:str|None=None)->list[str]: # Lines
     "What the reader should know before relying on it."
     refused = {case_words(row): None for row in rows if row['step'] == 'trial' and row['status'] in ('unsupported', 'missing')}
     failed = {f"{case_words(row)} ({row['status']})": None for row in rows if row['step'] == 'trial' and row['status'] not in ('done', 'unsupported', 'missing')}
-    return [*_few_words(frame, limits), *_near(frame, chosen, limits), *_unfinished(rows, frame), *_unsteady(frame),
+    return [*_few_words(rows, frame, limits, chosen), *_near(frame, chosen, limits), *_other_lengths(frame, chosen, limits), *_silence(rows, frame), *_unfinished(rows, frame), *_unsteady(frame),
         *([f"In {frame.texts_differ.eq(True).sum()} of {len(frame)} cases another round heard other words."] if frame.texts_differ.eq(True).any() else []),
         *([f"No GPU was measured: {rows[0]['no_gpu']}."] if rows[0].get('no_gpu') and not (frame.device == 'cuda').any() else []),
-        *([f"Not to be had on this machine: {'; '.join(refused)}."] if refused else []),
+        *([f"Not available on this machine: {'; '.join(refused)}."] if refused else []),
         *([f"Did not come to an end in every round: {'; '.join(failed)}."] if failed else [])]
 
 # %% ../nbs/api/14_recommend.ipynb #47430046
@@ -224,29 +320,48 @@ class Recommendation:
     def __repr__(self): return re.sub(r'[*`]', '', self.words)
     def _repr_markdown_(self): return self.words
 
-# %% ../nbs/api/14_recommend.ipynb #7b8e4774
+# %% ../nbs/api/14_recommend.ipynb #235c4f55
 def _bullets(lines:list[str])->str: return '\n'.join(f'- {line}' for line in lines)
+
+def _how_to_use(rows:list[dict], case)->str: # A line of Markdown
+    "The command that runs a case."
+    directory = next(each['directory'] for each in rows[0]['models'] if each['model'] == case.model)
+    how = dict(backend=case.backend, device=case.device, compute_type=case.compute_type, beam_size=f'{case.beam_size:.0f}', batch_size=f'{case.batch_size:.0f}', threads=f'{case.threads:.0f}')
+    options = ' '.join(f"--{name.replace('_', '-')} {value}" for name, value in how.items())
+    return f'To use it: `whisper-nb transcribe AUDIO --model {directory}` takes these from `{RECOMMENDED}` on the machine it was measured on; elsewhere add `{options}`.'
 
 def _advice(rows:list[dict], frame, chosen:str, limits:Limits)->str: # Markdown
     "The words for a setting that is recommended."
     case = frame.loc[chosen]
-    head = f"**Use `{case.model}` with {case_words(case)} and {case.threads:.0f} thread{'s' if case.threads > 1 else ''}.** Of {len(frame)} measured cases it is the fastest within {limits}."
-    sections = {'Compared with the others': _comparison(rows, frame, chosen, limits), 'Beyond the limits, and so left out': _excluded(frame, chosen, limits), 'Before you rely on it': _caveats(rows, frame, limits, chosen)}
-    return '\n\n'.join([head, ' '.join(filter(None, [_expected(case), _invented(case)])), *(f'{title}:\n\n{_bullets(lines)}' for title, lines in sections.items() if lines)])
+    place = f'Of {len(frame)} measured cases it is the fastest within {limits}.' if len(frame) > 1 else 'It is the only case that was measured.'
+    head = f"**Use `{case.model}` with {case_words(case)} and {case.threads:.0f} thread{'s' if case.threads > 1 else ''}.** {place}"
+    silence, caveats = wordless_words(rows), _caveats(rows, frame, limits, chosen)
+    sections = {'Compared with the others': _comparison(rows, frame, chosen, limits), 'Beyond the limits, and so left out': _excluded(frame, chosen, limits), 'Before you rely on it': caveats}
+    told = ' '.join(filter(None, [_expected(case), _invented(silence[silence.case == chosen])]))
+    return '\n\n'.join([head, told, *(f'{title}:\n\n{_bullets(lines)}' for title, lines in sections.items() if lines), _how_to_use(rows, case)])
 
-def _nearest(frame, limits:Limits)->list[str]: # Lines
-    "What comes near to limits that exclude everything."
-    beyond, known = left_out(frame, limits), frame[frame.wer_worst.notna()]
-    small = known[~beyond.loc[known.index, ['wer', 'wer_long', 'failed']].any(axis=1)]
-    room = known[~beyond.loc[known.index, ['memory', 'failed']].any(axis=1)]
-    found = [_memory(small).idxmin()] if len(small) and _memory(small).notna().any() else []
-    found += [each for each in ([room.wer_worst.idxmin()] if len(room) else []) if each not in found]
-    return [f'{_name(frame, case)}: {_why_out(frame, case, limits)}' for case in found] or ['every case failed in some round']
+# %% ../nbs/api/14_recommend.ipynb #6378a579
+def _nearest(frame, limits:Limits)->list[str]: # Keys; none when every case failed in some round
+    "The smallest of the cases that are accurate enough, and the most accurate of those that are small enough."
+    beyond, known = left_out(frame, limits), frame[frame.wer_worst.notna() & (frame.failed_rounds == 0)]
+    small = known[~beyond.loc[known.index, ['wer', 'wer_long']].any(axis=1) & ~_memory_unknown(known)]
+    room = known[~beyond.loc[known.index, 'memory']]
+    found = [*([_memory(small).idxmin()] if len(small) else []), *([room.wer_worst.idxmin()] if len(room) else [])]
+    return list(dict.fromkeys(found)) or ([known.wer_worst.idxmin()] if len(known) else [])
 
+def _wider(frame, case:str, limits:Limits)->str: # '--max-wer-loss 0.03 --max-memory 0.3'
+    "The limits that let a case in, rounded up; those it keeps to stay."
+    beyond, rates = left_out(frame, limits).loc[case], frame[['wer', 'wer_long']].astype(float)
+    loss = ceil(1000*(rates.loc[case] - rates.min()).max() - 1e-7)/1000 if beyond.wer or beyond.wer_long else limits.max_wer_loss
+    size = ceil(_memory(frame)[case]/1e8)/10 if beyond.memory else limits.max_memory
+    memory = [] if size is None or _memory_unknown(frame)[case] else [f'--max-memory {size:g}']
+    return ' '.join([*([f'--max-wer-loss {loss:g}'] if loss != Limits().max_wer_loss else []), *memory])
+
+# %% ../nbs/api/14_recommend.ipynb #6fd769fc
 def _speed(frame, case:str)->str: # A sentence
     "How fast a case is."
     line = frame.loc[case]
-    return f'{line.rtfx:.1f} s of audio per second' + (f' ({line.rtfx_low:.1f} to {line.rtfx_high:.1f} in {line.rounds} rounds).' if line.rounds > 1 else '.')
+    return f'{_rate(line.rtfx)} s of audio per second' + (f' ({_rate(line.rtfx_low)} to {_rate(line.rtfx_high)} in {line.rounds} rounds).' if line.rounds > 1 else '.')
 
 def _without_words(rows:list[dict], frame, limits:Limits)->str: # Markdown
     "The words when no error rate is known."
@@ -254,28 +369,33 @@ def _without_words(rows:list[dict], frame, limits:Limits)->str: # Markdown
     fastest, memory = frame.rtfx.idxmax(), _memory(frame)
     lines = [f'The fastest is {_name(frame, fastest)}. {_speed(frame, fastest)}']
     if memory.notna().any(): lines.append(f'The smallest is {_name(frame, memory.idxmin())}: {human_bytes(int(memory.min()))}. {_speed(frame, memory.idxmin())}')
+    if 'texts' in why: lines.append('Write what is said into a .txt beside some of the recordings and measure again, or choose by speed and memory alone.')
     return '\n\n'.join([f'**No setting is recommended: {why}.** Speed and memory are measured all the same.', _bullets([*lines, *_caveats(rows, frame, limits)])])
 
-def _no_choice(rows:list[dict], frame, limits:Limits)->str: # Markdown
+def _no_choice(rows:list[dict], frame, limits:Limits, source:str='')->str: # Markdown
     "The words when there is nothing to recommend."
     if frame.empty: return 'Nothing can be recommended: **no case came to its end**. ' + ' '.join(_caveats(rows, frame, limits))
     if frame.wer_worst.isna().all(): return _without_words(rows, frame, limits)
-    more = 'Allow more (`whisper-nb bench-report ROWS --max-wer-loss 0.05 --max-memory 8`), or measure a smaller model.'
-    return '\n\n'.join([f'**Nothing measured is within {limits}.** What comes nearest:', _bullets(_nearest(frame, limits)), more])
+    if not (near := _nearest(frame, limits)): return '\n\n'.join(['**Nothing can be recommended: every case failed in some round.** See what failed, and measure again:', _bullets(_caveats(rows, frame, limits))])
+    def line(case): return f"{_name(frame, case)}: {_why_out(frame, case, limits)}. To allow it: `whisper-nb bench-report {source or 'ROWS'} {_wider(frame, case, limits)}`".rstrip()
+    return '\n\n'.join([f'**Nothing measured is within {limits}.** What comes nearest:', _bullets(map(line, near)), 'Or measure a smaller model.'])
 
-# %% ../nbs/api/14_recommend.ipynb #db3d6ed0
-def _reason(count:int, limits:Limits, model:str='')->str: return f"the fastest of {count} measured cases{f' of {model}' if model else ''} within {limits}"
+# %% ../nbs/api/14_recommend.ipynb #be0fe98f
+def _reason(count:int, limits:Limits, model:str='')->str: # `model`: among its cases alone
+    "Why a setting was chosen."
+    of = f' of {model}' if model else ''
+    return f"the fastest of {count} measured cases{of} within {_within(limits, 'its own best' if model else 'the best')}" if count > 1 else f'the only measured case{of}'
 
 def recommend(
     rows:list[dict], # As from `read_results`
-    max_wer_loss:float=0.01, # Word error rate above the best case's, as a share of 1: 0.01 is one point
+    max_wer_loss:float=0.01, # Word error rate above the best case's, as a share of 1: 0.01 is one percentage point
     max_memory:float|None=None, # GB (10⁹ bytes) of main memory and of GPU memory at most; None: no limit
     source:str='', # Path of the rows, for the settings
 )->Recommendation:
     "The fastest setting within the limits, and why, in words."
     limits, frame = Limits(max_wer_loss, max_memory), cases_frame(rows)
     chosen = _choice(frame, limits)
-    if chosen is None: return Recommendation(None, _no_choice(rows, frame, limits))
+    if chosen is None: return Recommendation(None, _no_choice(rows, frame, limits, source))
     setting = _setting(rows, frame.loc[chosen], _reason(len(frame), limits), source)
     others = {model: (group, best) for model, group in frame.groupby('model', sort=False) if model != frame.model[chosen] and (best := _choice(group, limits))}
     more = [_setting(rows, group.loc[best], _reason(len(group), limits, model), source) for model, (group, best) in others.items()]

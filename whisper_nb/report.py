@@ -19,6 +19,7 @@ from threading import Lock, RLock
 from time import perf_counter
 from typing import Any
 
+from .cores import available_cores
 from .errors import RequestError, StepError, explain
 from .files import human_bytes, tool_versions, write_atomic
 
@@ -117,10 +118,11 @@ class Report:
     def _repr_html_(self): return report_table(self)
 
 # %% ../nbs/api/02_report.ipynb #9be51f6c
+_TOOLS = ('torch', 'transformers', 'tokenizers', 'ctranslate2', 'faster-whisper', 'openai-whisper', 'onnxruntime', 'numpy', 'nvidia-cublas-cu12', 'huggingface-hub') # What words and figures may depend on
+
 def environment()->dict[str,str]: # Name → version or description; no host name and no path
     "The versions and the machine that a report is about."
-    tools = tool_versions('torch', 'transformers', 'ctranslate2', 'faster-whisper', 'huggingface-hub')
-    return {'python': platform.python_version(), 'system': f'{platform.system()} {platform.machine()}', 'cores': str(os.cpu_count()), **tools}
+    return {'python': platform.python_version(), 'system': f'{platform.system()} {platform.machine()}', 'cores': str(available_cores()), **tool_versions(*_TOOLS)}
 
 def utc_now()->str: # '2026-11-20T13:05:09Z'
     "The time, to the second."

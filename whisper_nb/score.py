@@ -33,12 +33,15 @@ def _normalizer(language:str|None):
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
     return EnglishTextNormalizer(_spellings()) if language == 'en' else BasicTextNormalizer(split_letters=language in WITHOUT_SPACES)
 
+@functools.lru_cache(100_000) # the same few texts are heard again and again
+def _plain(text:str, language:str|None)->str: return ' '.join(_normalizer(language)(text).split())
+
 def normalize(
     text:str, # As it was written
     language:str|None='en', # Code of its language; None: not known, so the rules for all languages but English
 )->str: # Words with one space between them
     "What is compared of a text: its words, whatever the way of writing."
-    return ' '.join(_normalizer(language)(text).split())
+    return _plain(text, language)
 
 # %% ../nbs/api/11_score.ipynb #458c5d7e
 @dataclass(frozen=True)
@@ -84,6 +87,13 @@ def _drawn(table:'np.ndarray')->'np.ndarray': # shape (1000, columns)
     draw, count = np.random.default_rng(0), len(table)
     return np.stack([table[draw.integers(count, size=count)].sum(0) for _ in range(_DRAWS)])
 
+# %% ../nbs/api/11_score.ipynb #1e7f5d45
+_ERRORS_BEHIND = 3.00, 4.74, 6.30, 7.75, 9.15 # Where 0, 1, 2, 3 or 4 errors were counted there may be so many (Poisson, one-sided 95 %)
+
+def _least_high(errors:int, words:int)->float: # 0…1
+    "What the upper limit of a word error rate cannot be below."
+    return min(1.0, _ERRORS_BEHIND[errors]/words) if errors < len(_ERRORS_BEHIND) else 0.0
+
 # %% ../nbs/api/11_score.ipynb #2e6d264f
 @dataclass(frozen=True)
 class Score:
@@ -94,7 +104,7 @@ class Score:
     deletions: int # Words missing
     wer: float|None # Word error rate, 0.05 is 5 %; may be more than 1; None: nothing was said
     cer: float|None # Character error rate
-    low: float|None # The WER is between these two in 95 % of the draws; None: fewer than two recordings
+    low: float|None # The WER is between these two in 95 % of the draws, and the upper one no lower than counting allows; None: fewer than two recordings
     high: float|None
 
     def __repr__(self):
@@ -103,6 +113,13 @@ class Score:
         return f'Score(WER {self.wer:.1%}{sure}, CER {self.cer:.1%}: of {self.words} words {self.substitutions} substituted, {self.insertions} inserted, {self.deletions} deleted)'
 
 # %% ../nbs/api/11_score.ipynb #8d9698c5
+def _likely(table:'np.ndarray')->tuple: # From `_counted`; a pair of None for one recording
+    "What the WER is likely to be between."
+    if len(table) < 2: return None, None
+    drawn = _drawn(table)
+    low, high = _limits(drawn[:, 1:].sum(1)/drawn[:, 0])
+    return low, max(high, _least_high(int(table[:, 1:].sum()), int(table[:, 0].sum())))
+
 def score(
     pairs:Sequence[tuple], # (what was said, what was heard), a recording each; where nothing or nobody knows what was said, it is left out
     language:'str|None|Sequence'='en', # Code of the language, or one for each pair; None: not known
@@ -112,9 +129,8 @@ def score(
     if not (found := _normalized(list(pairs), language)): return Score(0, 0, 0, 0, None, None, None, None)
     table, letters = _counted(found), [pair.letters() for pair in found]
     words, *errors = map(int, table.sum(0))
-    drawn = _drawn(table) if len(table) > 1 else None
-    limits = (None, None) if drawn is None else _limits(drawn[:, 1:].sum(1)/drawn[:, 0])
-    return Score(words, *errors, sum(errors)/words, jiwer.cer(*map(list, zip(*letters))), *limits)
+    low, high = _likely(table)
+    return Score(words, *errors, sum(errors)/words, jiwer.cer(*map(list, zip(*letters))), low, high)
 
 # %% ../nbs/api/11_score.ipynb #8cb3c044
 def paired_difference(

@@ -12,10 +12,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from fastcore.basics import patch
+from .backends import BACKENDS, share_cores
 from .errors import CheckError, WhisperNbError
-from .files import human_bytes, read_manifest, write_atomic
+from .files import Manifest, human_bytes, read_manifest, write_atomic
 from .gpu import gpus
+from .models import DEMO
 from .rows import machine
+from .verify import lacking_packages
 
 # %% ../nbs/api/10_settings.ipynb #a85fc3aa
 def machine_of(
@@ -29,12 +33,12 @@ def this_machine()->dict: # Name → text: processor, cores and gpu ('' without 
     "This machine, as a setting remembers the one it was measured on."
     return machine_of(machine(), [each.name for each in gpus()])
 
-# %% ../nbs/api/10_settings.ipynb #6afce829
-@dataclass(frozen=True)
+# %% ../nbs/api/10_settings.ipynb #8f5da61e
+@dataclass(frozen=True, repr=False)
 class Setting:
     "How to run a model on a machine, and what came out when it was measured."
     model: str # The model's directory
-    manifest_sha256: str|None # Of its manifest: the same for a copy, another for another model; None: it has none, and cannot be known again
+    manifest_sha256: str|None # Of its manifest: the same for a copy, another for another model; None: it has none
     backend: str # A name in `BACKENDS`
     device: str # 'cpu' or 'cuda'
     compute_type: str # Type it computes in
@@ -49,13 +53,19 @@ class Setting:
     measured: str # When: UTC
     rows: str # Path of the rows it was found in
 
-    @property
-    def how(self)->str: return f'{self.backend}, {self.device}, {self.compute_type}, beam size {self.beam_size}, batch size {self.batch_size}'
-    def __repr__(self):
-        found = [f'{self.rtfx:.0f} × real time', *[f'WER {100*self.wer:.1f} %'] * (self.wer is not None), *[human_bytes(self.peak_memory)] * bool(self.peak_memory)]
-        return f"Setting('{Path(self.model).name}', {self.how}: {', '.join(found)})"
+# %% ../nbs/api/10_settings.ipynb #f37e8f30
+@patch(as_prop=True)
+def how(self:Setting)->str:
+    "How the model is run, in words."
+    threads = f"{self.threads} thread{'s' * (self.threads > 1)}, " if self.threads else '' # 0: the library's own choice
+    return f'{self.backend}, {self.device}, {self.compute_type}, beam size {self.beam_size}, {threads}batch size {self.batch_size}'
 
-# %% ../nbs/api/10_settings.ipynb #42cfb2da
+@patch
+def __repr__(self:Setting):
+    found = [f'{self.rtfx:.0f} × real time', *[f'WER {100*self.wer:.1f} %'] * (self.wer is not None), *[human_bytes(self.peak_memory)] * bool(self.peak_memory)]
+    return f"Setting('{Path(self.model).name}', {self.how}: {', '.join(found)})"
+
+# %% ../nbs/api/10_settings.ipynb #0efca8cb
 RECOMMENDED = 'outputs/recommended.json'
 _VERSION = 1
 _KINDS = {field.name: field.type for field in fields(Setting)} | dict(rtfx=float|int, wer=float|int|None)
@@ -68,9 +78,10 @@ def _setting(entry:dict)->Setting:
         if entry[name] < 1: raise ValueError(name)
     return Setting(**{name: entry[name] for name in _KINDS})
 
+# %% ../nbs/api/10_settings.ipynb #42cfb2da
 def read_settings(
     file:str|Path = RECOMMENDED, # Written by `write_settings`
-)->tuple[Setting, ...]: # The recommended one first; none when there is no file
+)->tuple[Setting, ...]: # Of each machine the recommended one first; none when there is no file
     "The settings in a file; `CheckError` when it cannot be used."
     advice = f'make it anew with whisper-nb bench, or remove it: rm {file}'
     try: found = json.loads(Path(file).read_text(encoding='utf-8'))
@@ -87,25 +98,36 @@ def _same_machine(one:dict, other:dict)->bool:
     def plain(value): return ', '.join(value) if isinstance(value, (list, tuple)) else str(value or '')
     return all(plain(one.get(name)) == plain(other.get(name)) for name in ('processor', 'cores', 'gpu'))
 
-def _others(file:Path, settings:tuple)->list[Setting]:
-    "What a file holds for other models on the same machine; nothing when it cannot be read."
+def _kept(file:Path, settings:tuple)->list[Setting]:
+    "What a file holds for other models and other machines; nothing when it cannot be read."
     try: found = read_settings(file)
     except WhisperNbError: return []
-    models = {name for each in settings for name in (each.manifest_sha256, each.model) if name}
-    return [each for each in found if _same_machine(each.machine, settings[0].machine) and not models & {each.manifest_sha256, each.model}]
+    def replaced(old, new): return _same_machine(old.machine, new.machine) and (old.manifest_sha256 == new.manifest_sha256 or old.model == new.model)
+    return [old for old in found if not any(replaced(old, new) for new in settings)]
 
+def _manifest(model:str|Path)->Manifest|None: # None: there is none, or it is broken
+    "A model's manifest."
+    try: return read_manifest(model)
+    except WhisperNbError: return None
+
+def _is_demo(setting:Setting)->bool:
+    "Is it about the demo? When the model is gone, its name says it."
+    manifest, name = _manifest(setting.model), Path(setting.model).name
+    return manifest.checkpoint == DEMO if manifest else name == DEMO or name.startswith(f'{DEMO}-')
+
+# %% ../nbs/api/10_settings.ipynb #4199d622
 def write_settings(
     file:str|Path, # Replaced; made with its directory when it is not there
-    settings:Iterable[Setting], # The recommended one first; none: nothing is written
+    settings:Iterable[Setting], # The recommended one first; those of models without a manifest are left out: they could not be known again
 ):
-    "Keep settings, and those of other models that were measured on the same machine."
-    settings, file = tuple(settings), Path(file)
+    "Keep settings, beside those of other models and other machines; when there are none, nothing is written."
+    settings, file = tuple(each for each in settings if each.manifest_sha256), Path(file)
     if not settings: return
     file.parent.mkdir(parents=True, exist_ok=True)
-    entries = [asdict(each) for each in (*settings, *_others(file, settings))]
+    entries = [asdict(each) for each in sorted([*settings, *_kept(file, settings)], key=_is_demo)] # otherwise in this order
     write_atomic(file, json.dumps(dict(version=_VERSION, settings=entries), indent=1, ensure_ascii=False) + '\n')
 
-# %% ../nbs/api/10_settings.ipynb #8f5da61e
+# %% ../nbs/api/10_settings.ipynb #6afce829
 @dataclass(frozen=True)
 class Found:
     "The setting for a model, or why there is none."
@@ -113,32 +135,42 @@ class Found:
     why: str = '' # Why there is none; empty when there is one, and where there is no file
     def __bool__(self): return self.setting is not None
 
-def _elsewhere(setting:Setting)->str:
-    "Why a setting of another machine is not used."
+def _elsewhere(setting:Setting)->Found:
+    "A setting of another machine is not used."
     texts = setting.machine.get('processor'), f"{setting.machine.get('cores')} cores", setting.machine.get('gpu')
-    return f"measured on another machine ({', '.join(str(each) for each in texts if each)})"
+    return Found(why=f"measured on another machine ({', '.join(str(each) for each in texts if each)})")
 
-def _identity(model:str|Path)->str|None: # None: it cannot be told
-    "What tells a model from any other: the SHA-256 of its manifest."
-    try: manifest = read_manifest(model)
-    except WhisperNbError: return None
-    return manifest and manifest.sha256
+def _usable(setting:Setting)->Found:
+    "A setting, unless its library, its device or its type cannot be had."
+    share_cores() # before the first import of a library
+    backend = BACKENDS.get(setting.backend)
+    there = backend and not lacking_packages(backend.name) and setting.compute_type in backend.devices().get(setting.device, ())
+    return Found(setting) if there else Found(why=f'{setting.backend} in {setting.compute_type} on {setting.device} is not available here now')
 
-# %% ../nbs/api/10_settings.ipynb #4199d622
+# %% ../nbs/api/10_settings.ipynb #64f681e3
+def _first(settings:tuple)->Found:
+    "The recommended setting of this machine."
+    here = this_machine()
+    first = next((each for each in settings if _same_machine(each.machine, here)), None)
+    if first is None: return _elsewhere(settings[0])
+    manifest, relative = _manifest(first.model), '' if Path(first.model).is_absolute() else f' (seen from the current directory, {Path.cwd()})'
+    if manifest and manifest.sha256 == first.manifest_sha256: return _usable(first)
+    return Found(why=f"its model '{first.model}' is another one now" if manifest else f"its model '{first.model}' is not there{relative}")
+
 def find_setting(
     model:str|Path|None = None, # A model's directory; None: the model of the recommended setting
     file:str|Path = RECOMMENDED, # From `write_settings`
 )->Found:
-    "The setting that was measured on this machine with this model."
+    "The setting that was measured on this machine with this model, and can be had here now."
     settings = read_settings(file)
     if not settings: return Found()
-    identity = _identity(settings[0].model if model is None else model)
-    fitting = [each for each in settings[:1 if model is None else None] if identity and each.manifest_sha256 == identity]
-    here = this_machine()
-    if found := next((each for each in fitting if _same_machine(each.machine, here)), None): return Found(found)
-    if fitting: return Found(why=_elsewhere(fitting[0]))
-    return Found(why=f"nothing in it is about '{Path(model).name}'" if model else f"its model '{settings[0].model}' is not there, or is another one now")
+    if model is None: return _first(settings)
+    if not (manifest := _manifest(model)): return Found(why=f"'{Path(model).name}' has no manifest that can be read, so it cannot be known again")
+    fitting, here = [each for each in settings if each.manifest_sha256 == manifest.sha256], this_machine()
+    if found := next((each for each in fitting if _same_machine(each.machine, here)), None): return _usable(found)
+    return _elsewhere(fitting[0]) if fitting else Found(why=f"nothing in it is about '{Path(model).name}'")
 
+# %% ../nbs/api/10_settings.ipynb #e50ab3ce
 def setting_for(
     model:str|Path|None = None, # A model's directory; None: the model of the recommended setting
     file:str|Path = RECOMMENDED, # From `write_settings`

@@ -6,17 +6,20 @@
 __all__ = ['Heard', 'Transcripts', 'Choice', 'choose', 'transcribe', 'formats_of', 'check_outputs', 'write_transcript']
 
 # %% ../nbs/api/10_transcribe.ipynb #14b3358f
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from fastcore.basics import patch
 from .audio import load_audio
 from .backends import LoadedModel, check_options
+from .cores import available_cores
 from .errors import Problem, RequestError, WhisperNbError, explain
-from .fallback import ModelWithFallback
+from .fallback import ModelWithFallback, Running
 from .files import require_writable, write_atomic
-from .settings import RECOMMENDED, Found, find_setting
+from .settings import RECOMMENDED, Found, Setting, find_setting
 from .transcript import Options, Transcript
 from .writers import WRITERS, Layout, write_as
 
@@ -27,6 +30,7 @@ class Heard:
     audio: str # Path as it was given; for samples their place: '#1'
     transcript: Transcript|None = None # None when there was a problem
     problem: Problem|None = None # Why there is no transcript
+    running: Running|None = None # How it was transcribed; None when there was a problem
 
     @property
     def ok(self)->bool: return self.problem is None
@@ -40,29 +44,33 @@ def _name(source, place:int)->str:
 class Transcripts(Sequence):
     "What became of several recordings; each is transcribed when it is first asked for."
     def __init__(self,
-        model:LoadedModel|ModelWithFallback, # In memory
+        model:ModelWithFallback, # In memory
         recordings:Iterable, # Paths or samples
         options:dict, # Fields of `Options`
     ):
         self._model,self._recordings,self._options,self._made = model,tuple(recordings),options,{}
 
     def __len__(self): return len(self._recordings)
+    def __repr__(self): return '\n'.join([f'Transcripts({len(self._made)} of {len(self)} done)', *[repr(each) for _, each in sorted(self._made.items())]])
     def __getitem__(self, place):
         if isinstance(place, slice): return [self[each] for each in range(*place.indices(len(self)))]
         place = range(len(self))[place] # also from the end; IndexError behind it
         if place not in self._made: self._made[place] = self._hear(place)
         return self._made[place]
 
-    def _hear(self, place:int)->Heard:
-        source = self._recordings[place]
-        name = _name(source, place)
-        try: return Heard(name, self._model.transcribe(load_audio(source), **self._options))
-        except (WhisperNbError, OSError, MemoryError) as error: return Heard(name, problem=explain(error))
+# %% ../nbs/api/10_transcribe.ipynb #c0a0614c
+@patch
+def _hear(self:Transcripts, place:int)->Heard:
+    "Transcribe one of them."
+    source = self._recordings[place]
+    name = _name(source, place)
+    try: return Heard(name, self._model.transcribe(load_audio(source), **self._options), running=self._model.running)
+    except (WhisperNbError, OSError, MemoryError) as error: return Heard(name, problem=explain(error))
 
-    @property
-    def problems(self)->dict[str, Problem]: # Name of the recording → what is wrong with it; transcribes what is left
-        return {each.audio: each.problem for each in self if each.problem}
-    def __repr__(self): return '\n'.join([f'Transcripts({len(self._made)} of {len(self)} done)', *[repr(each) for _, each in sorted(self._made.items())]])
+@patch(as_prop=True)
+def problems(self:Transcripts)->dict[str, Problem]: # Name of the recording → what is wrong with it
+    "What went wrong; transcribes what is left."
+    return {each.audio: each.problem for each in self if each.problem}
 
 # %% ../nbs/api/10_transcribe.ipynb #b8609d67
 @dataclass(frozen=True)
@@ -76,48 +84,82 @@ class Choice:
     options: dict # Fields of `Options`, as asked for or recommended
     note: str = '' # Which recommended setting is used, or why it is not, in one line; empty where there is none
 
-def _fitting(model, asked:dict, file)->Found:
+def _contradicts(name:str, value:str|None, setting:Setting)->bool:
+    "Is something else asked for than recommended?"
+    if value is None or (name, value) == ('device', 'auto'): return False
+    same = {value, 'int8_float32'} if (name, value, setting.device) == ('compute_type', 'int8', 'cpu') else {value} # on a CPU, two names of one type
+    return getattr(setting, name) not in same
+
+# %% ../nbs/api/10_transcribe.ipynb #a19772ce
+def _fitting(model, asked:dict, file, named:bool)->Found:
     "The setting recommended for a model, unless something else is asked for."
     if not file: return Found()
-    if str(file) != RECOMMENDED and not Path(file).is_file(): raise RequestError(f"there is no file '{file}'", 'let the benchmark write it: whisper-nb bench')
-    found = find_setting(model, file)
-    other = [f'{value} is asked for, not {own}' for name, value in asked.items() if found and value not in (None, own := getattr(found.setting, name))]
+    if named and not Path(file).is_file(): raise RequestError(f"there is no file '{file}'", 'let the benchmark write it: whisper-nb bench')
+    try: found = find_setting(model, file)
+    except (WhisperNbError, OSError) as error:
+        if named or model is None: raise
+        return Found(why=explain(error).what)
+    other = [f'{value} is asked for, not {getattr(found.setting, name)}' for name, value in asked.items() if found and _contradicts(name, value, found.setting)]
     return Found(why=', '.join(other)) if other else found
 
-def _with_setting(setting, options:dict)->dict:
-    "Options, completed from a setting."
-    alone = options.get('condition_on_previous_text') or isinstance(options.get('temperature'), (tuple, list))
-    return dict(beam_size=setting.beam_size) | ({} if alone else dict(batch_size=setting.batch_size)) | options
-
 # %% ../nbs/api/10_transcribe.ipynb #19558ce7
+def _alone(options:dict)->str: # The option; empty when there is none
+    "What keeps stretches from being decoded at once."
+    if options.get('condition_on_previous_text'): return '--condition-on-previous-text'
+    return '--temperature' if isinstance(options.get('temperature'), (tuple, list)) else ''
+
+def _with_setting(setting:Setting, options:dict)->dict:
+    "Options, completed from a setting."
+    return dict(beam_size=setting.beam_size) | ({} if _alone(options) else dict(batch_size=setting.batch_size)) | options
+
+def _in_words(setting:Setting, asked:dict)->str:
+    "A setting, and what is done otherwise."
+    names = dict(beam_size='beam size', batch_size='batch size', threads='threads')
+    other = [f'{words} {asked[name]}' for name, words in names.items() if asked.get(name) not in (None, getattr(setting, name))]
+    instead = f"; asked for instead: {', '.join(other)}" if other else ''
+    if setting.batch_size == 1 or 'batch_size' in asked: return setting.how + instead
+    if why := _alone(asked): return f'{setting.how}{instead}; one stretch at a time, because of {why}'
+    return f"{setting.how}{'' if asked.get('vad') else ' (leaves out where nobody speaks; --batch-size 1 does not)'}{instead}"
+
+# %% ../nbs/api/10_transcribe.ipynb #8f6391cd
+def _choice(model, setting:Setting, threads:int|None, file, options:dict)->Choice:
+    "A setting, with what is asked for besides."
+    words = _in_words(setting, options | dict(threads=threads))
+    least = min(setting.threads, available_cores()) # a job may have fewer than the machine
+    fewer = f"; {least} thread{'s' * (least > 1)}: there are no more cores for this process" if threads is None and least < setting.threads else ''
+    note = f'{model.path if isinstance(model, LoadedModel) else model}, as recommended in {file}: {words}{fewer}'
+    return Choice(model, setting.backend, setting.device, setting.compute_type, least if threads is None else threads, _with_setting(setting, options), note)
+
+# %% ../nbs/api/10_transcribe.ipynb #8ecbd78c
 def choose(
     model:str|Path|LoadedModel|None = None, # A model's directory; or one in memory; None: the recommended one
     backend:str|None = None, # Name of a backend
     device:str|None = None, # 'auto', 'cpu' or 'cuda'
     compute_type:str|None = None, # Type to compute in
     threads:int|None = None, # CPU threads
-    recommended:str|Path|None = RECOMMENDED, # File with settings; None: use none
+    recommended:str|Path|bool|None = True, # File with settings; True: outputs/recommended.json, except for a model in memory; None or False: use none
     **options, # Fields of `Options`; None: not asked for
 )->Choice:
     "What is asked for, completed from the recommended setting, then from the defaults."
     loaded, options = isinstance(model, LoadedModel), {name: value for name, value in options.items() if value is not None}
+    file = (RECOMMENDED if not loaded else None) if recommended is True else recommended
     asked = dict(backend=model.backend.name, device=model.device, compute_type=model.compute_type) if loaded else dict(backend=backend, device=device, compute_type=compute_type)
-    found = _fitting(model.path if loaded else model, asked, recommended)
-    if found:
-        setting, options = found.setting, _with_setting(found.setting, options)
-        used = replace(setting, beam_size=options['beam_size'], batch_size=options.get('batch_size', 1))
-        return Choice(model or setting.model, setting.backend, setting.device, setting.compute_type, setting.threads if threads is None else threads, options, f'as recommended in {recommended}: {used.how}')
-    note = f'the setting recommended in {recommended} is not used: {found.why}' if found.why else ''
+    found = _fitting(model.path if loaded else model, asked, file, recommended is not True)
+    if found: return _choice(model or found.setting.model, found.setting, threads, file, options)
+    note = f'the setting recommended in {file} is not used: {found.why}' if found.why else ''
     if model is None: raise RequestError(note or 'no model is named, and none is recommended', 'name one (--model models/…), or let the benchmark recommend one: whisper-nb bench')
     return Choice(model, backend, device or 'auto', compute_type or 'default', threads or 0, options, note)
 
-# %% ../nbs/api/10_transcribe.ipynb #8ecbd78c
+# %% ../nbs/api/10_transcribe.ipynb #401f0a74
+_log = logging.getLogger(__name__)
+
 def _check_recordings(recordings:list):
     "`RequestError` for what can be no recording at all."
     if not recordings: raise RequestError('there is nothing to transcribe', 'name at least one recording')
     for each in recordings:
         if not hasattr(each, 'ndim') and Path(each).is_dir(): raise RequestError(f"'{each}' is a directory", f'name the recordings in it, for example: {each}/*.mp3')
 
+# %% ../nbs/api/10_transcribe.ipynb #407f472c
 def transcribe(
     audio, # A recording: a path, or samples at 16 kHz of shape (samples,); or a list of recordings
     model:str|Path|LoadedModel|None = None, # A model's directory; one from `load`; None: the recommended one
@@ -125,7 +167,7 @@ def transcribe(
     device:str|None = None, # 'auto', 'cpu' or 'cuda'; by default as recommended, or 'auto'
     compute_type:str|None = None, # Type to compute in; by default as recommended, or as stored, if the device can
     threads:int|None = None, # CPU threads; by default as recommended, or the library's own choice
-    recommended:str|Path|None = RECOMMENDED, # File with settings that the benchmark wrote; None: use none
+    recommended:str|Path|bool|None = True, # File with settings that the benchmark wrote; True: outputs/recommended.json, except for a model in memory; None or False: use none
     fallback:bool = True, # Go on with less when the memory does not suffice
     **options, # Fields of `Options`; by default as recommended, or as there
 )->Transcript|Transcripts: # A list for a list
@@ -133,6 +175,7 @@ def transcribe(
     several = isinstance(audio, (list, tuple))
     _check_recordings(list(audio) if several else [audio])
     choice = choose(model, backend, device, compute_type, threads, recommended, **options)
+    if choice.note: _log.info(choice.note)
     asked = Options.of(choice.options)
     running = ModelWithFallback(choice.model, choice.backend, choice.device, choice.compute_type, choice.threads, asked.batch_size, fallback)
     check_options(running.model, asked)

@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import Any
 
 from .audio import SAMPLING_RATE
+from .gpu import has_bfloat16
 from .report import progress, quiet_transformers
 from .stopwatch import part, time_forward
 from .transcript import LANGUAGE_TOKEN, Options, Segment, Word, compression_ratio, known_tasks, language_codes, until
@@ -21,7 +22,7 @@ from .verify import torch_devices
 # %% ../nbs/api/09_transformers_engine.ipynb #8836100e
 def torch_types()->dict[str,tuple]: # Device → types
     "The types torch can compute in, on each device of this machine."
-    return {device: ('float32', 'float16', 'bfloat16') for device in torch_devices()}
+    return {device: ('float32', 'float16', 'bfloat16') if device == 'cpu' or has_bfloat16() else ('float32', 'float16') for device in torch_devices()}
 
 @dataclass(frozen=True)
 class TransformersEngine:
