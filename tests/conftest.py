@@ -52,3 +52,15 @@ def tiny(tmp_path_factory):
 def copied(tiny, tmp_path):
     "A copy of one of them that a test may harm."
     return lambda backend: shutil.copytree(tiny[backend], tmp_path / 'models' / tiny[backend].name)
+
+
+@pytest.fixture
+def silent_film(tmp_path):
+    "A video without a sound track, `silent.mp4`."
+    import av
+    with av.open(str(tmp_path / 'silent.mp4'), 'w') as container:
+        stream = container.add_stream('mpeg4', rate=10)
+        stream.width = stream.height = 64
+        for _ in range(3): container.mux(stream.encode(av.VideoFrame(64, 64, 'yuv420p')))
+        container.mux(stream.encode(None))
+    return tmp_path / 'silent.mp4'

@@ -136,13 +136,7 @@ def test_what_is_wrong_is_said(tmp_path):
         fails(write(tmp_path / 'i.jsonl', [dict(audio='audio/one.flac', text='x', **times)]), words)
 
 
-def test_a_film_without_a_sound_track_and_a_file_without_a_duration(tmp_path):
-    import av
-    with av.open(str(tmp_path / 'silent.mp4'), 'w') as container:
-        stream = container.add_stream('mpeg4', rate=10)
-        stream.width = stream.height = 64
-        for _ in range(3): container.mux(stream.encode(av.VideoFrame(64, 64, 'yuv420p')))
-        container.mux(stream.encode(None))
+def test_a_film_without_a_sound_track_and_a_file_without_a_duration(tmp_path, silent_film):
     with pytest.raises(RequestError, match='silent.mp4.*no audio track'): read_dataset(tmp_path)
     (tmp_path / 'silent.mp4').unlink()
     soundfile.write(tmp_path / 'live.ogg', load_audio(ONE.path), SAMPLING_RATE)

@@ -15,7 +15,7 @@ from whisper_nb.cores import available_cores
 from whisper_nb.errors import CheckError, RequestError
 from whisper_nb.files import read_manifest
 from whisper_nb.models import DEMO_DIR
-from whisper_nb.settings import RECOMMENDED, Setting, find_setting, read_settings, setting_for, this_machine, write_settings
+from whisper_nb.settings import RECOMMENDED, Setting, find_setting, read_settings, this_machine, write_settings
 from whisper_nb.transcribe import choose, transcribe
 
 CLIP = default_clip()
@@ -40,7 +40,7 @@ def file(model):
 
 def test_written_and_read(file, model):
     assert read_settings(file) == (setting_of(model),) and os.listdir(file.parent) == [file.name]
-    assert setting_for(model) == setting_for(str(model), file) == setting_for(None) == setting_of(model)
+    assert find_setting(model).setting == find_setting(str(model), file).setting == find_setting(None).setting == setting_of(model)
 
 
 def test_without_a_file(model): assert read_settings('nowhere.json') == () and not find_setting(model, 'nowhere.json').why
@@ -56,18 +56,18 @@ def test_a_model_without_a_manifest(model):
 
 def test_a_copy_is_the_same_model_and_a_changed_one_is_not(file, model, tmp_path):
     copy = shutil.copytree(model, tmp_path/'elsewhere'/model.name)
-    assert setting_for(copy, file)
+    assert find_setting(copy, file).setting
     manifest = json.loads((copy/'manifest.json').read_text())
     (copy/'manifest.json').write_text(json.dumps({**manifest, 'quantization': 'int8'}))
-    assert setting_for(copy, file) is None and 'nothing in it is about' in find_setting(copy, file).why
+    assert find_setting(copy, file).setting is None and 'nothing in it is about' in find_setting(copy, file).why
     (copy/'manifest.json').write_text('{')
-    assert setting_for(copy, file) is None
+    assert find_setting(copy, file).setting is None
 
 
 @pytest.mark.parametrize('change', [dict(processor='another'), dict(cores='96'), dict(gpu='NVIDIA H200')])
 def test_another_machine(model, change):
     write_settings('one.json', [setting_of(model, machine=this_machine() | change)])
-    assert setting_for(model, 'one.json') is None and next(iter(change.values())) in find_setting(model, 'one.json').why
+    assert find_setting(model, 'one.json').setting is None and next(iter(change.values())) in find_setting(model, 'one.json').why
 
 
 def test_what_stays(model):

@@ -17,7 +17,8 @@ from .bench_report import ROWS, Benchmark, write_bench_report
 from .cases import Case, Model, parse_numbers, plan, prepare_models
 from .dataset import WINDOW_SECONDS, Recording, long_recording, read_dataset, wordless_recordings
 from .errors import CheckError, MissingPackage, RequestError
-from .files import available_cores, is_safe_name, locked, require_space, require_writable
+from .cores import available_cores
+from .files import is_safe_name, locked, require_space, require_writable
 from .gpu import cuda_devices, gpus, no_gpu_reason
 from .memory import memory_available, require_memory
 from .offline import memory_needed
@@ -51,7 +52,7 @@ def _require_packages(devices:str):
     if missing: raise MissingPackage(f"to count words, to draw and to watch a GPU, these packages are needed: {', '.join(missing)}", "pip install 'whisper_nb[bench]'")
 
 def _check_request(asked:dict):
-    "Refuse what cannot be meant, and what is lacking."
+    "Refuse requests that make no sense, and name packages that are lacking."
     check_arguments(benchmark, asked)
     for name, value in asked.items(): _check_number(name, value)
     for name in ('beam_sizes', 'batch_sizes'): parse_numbers(asked[name], name.replace('_', ' '))

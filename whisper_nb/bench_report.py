@@ -14,9 +14,9 @@ from typing import Optional
 from fastcore.basics import patch
 from .errors import StepError, WhisperNbError
 from .files import require_writable, write_atomic
-from .plots import clip_seconds, draw_batches, draw_latency, draw_memory, draw_parts, draw_speed_accuracy
+from .plots import draw_batches, draw_latency, draw_memory, draw_parts, draw_speed_accuracy
 from .recommend import Recommendation, recommend
-from .results import accuracy_table, cases_frame, failures_table, parts_table, read_results, recordings_table, speed_table
+from .results import accuracy_table, cases_frame, clip_timings, failures_table, parts_table, read_results, recordings_table, speed_table
 from .rows import markdown_table, save_pictures
 from .settings import RECOMMENDED, Setting, read_settings, this_machine, write_settings
 
@@ -39,7 +39,7 @@ def draw_pictures(
     "Every picture of a benchmark."
     frame = cases_frame(rows)
     if frame.empty: return {}
-    made = {'speed-accuracy': draw_speed_accuracy(frame, recommendation.case), 'memory': draw_memory(frame), 'latency': draw_latency(frame, clip_seconds(rows)), 'parts': draw_parts(frame)}
+    made = {'speed-accuracy': draw_speed_accuracy(frame, recommendation.case), 'memory': draw_memory(frame), 'latency': draw_latency(frame, clip_timings(rows)), 'parts': draw_parts(frame)}
     if frame.batch_size.nunique() > 1: made['batches'] = draw_batches(frame)
     return {name: made[name] for name in TITLES if name in made}
 

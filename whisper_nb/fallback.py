@@ -18,21 +18,23 @@ from .audio import load_audio
 from .backends import Backend, LoadedModel, load, pick_backend, pick_device
 from .contents import read_weights
 from .errors import OutOfMemory
-from .formats import quantization_of
+from .formats import BYTES, quantization_of
 from .memory import limit_memory, memory_available
 from .transcript import Transcript
 
 # %% ../nbs/api/10_fallback.ipynb #00d300f0
-_WEIGHT_BYTES = dict(float32=4, float16=2, bfloat16=2, int16=2, int8_float16=1, int8_bfloat16=1, int8_float32=1, int8=1)
+_TYPES = ('float32', 'float16', 'bfloat16', 'int16', 'int8_float16', 'int8_bfloat16', 'int8_float32', 'int8') # The largest first, and of one size the best first
+
+def _weight_bytes(compute_type:str)->int: return BYTES[compute_type.split('_')[0]] if compute_type in _TYPES else 0 # for each weight
 
 def smaller_types(
     compute_type:str, # In use
     types:Iterable[str], # That the device has
 )->tuple[str, ...]: # One for each size, the largest first; of a type we do not know, none is smaller
     "The compute types that need less memory."
-    now, found = _WEIGHT_BYTES.get(compute_type, 0), {}
-    for name, size in _WEIGHT_BYTES.items():
-        if name in types and size < now: found.setdefault(size, name)
+    found = {}
+    for name in _TYPES:
+        if name in types and _weight_bytes(name) < _weight_bytes(compute_type): found.setdefault(_weight_bytes(name), name)
     return tuple(found.values())
 
 # %% ../nbs/api/10_fallback.ipynb #4ae65a71

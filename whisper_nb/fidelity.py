@@ -124,7 +124,7 @@ def _hear_all(probe, prompt:Prompt, sounds:list, words:list, what:str, reference
     "The same for all windows."
     references = list(references) or [None] * len(sounds)
     try:
-        with progress(len(sounds), f'fidelity: {what}', 'window') as bar:
+        with progress(len(sounds), f'fidelity: {what}', ' windows') as bar:
             heard = []
             for samples, reference in zip(sounds, references):
                 heard.append(_hear(probe, prompt, samples, words, reference))

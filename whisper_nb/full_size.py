@@ -16,7 +16,8 @@ from time import monotonic, sleep
 
 from .compression import FORMATS
 from .errors import RequestError, StepError
-from .files import available_cores, human_bytes, locked, require_space, require_writable, write_atomic
+from .cores import available_cores
+from .files import human_bytes, locked, require_space, require_writable, write_atomic
 from .mirror import app, running
 from .models import DEFAULT_MODEL, Checkpoint, converted_dirname, dirname_of, parameter_count, resolve
 from .parameters import check_arguments

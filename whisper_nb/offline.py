@@ -21,6 +21,7 @@ from .backends import Backend, large_pages, load, pick_backend, pick_device
 from .contents import read_dimensions, read_weights
 from .errors import CheckError, MissingPackage, OutOfMemory, RequestError, StepError, explain
 from .files import human_bytes, link_or_copy_tree, read_manifest, require_space
+from .formats import BYTES
 from .layout import Dimensions
 from .memory import memory_available, peak_memory, require_memory
 from .report import progress
@@ -183,7 +184,6 @@ def copy_elsewhere(
         if writable: _remove_if_empty(beside)
 
 # %% ../nbs/api/10_offline.ipynb #bb7857cd
-_TYPE_BYTES = dict(float32=4, float16=2, bfloat16=2, int16=2, int8=1) # per weight
 _LIBRARY_BYTES = {'ctranslate2': 150_000_000, 'transformers': 450_000_000, 'openai': 450_000_000} # before a model is loaded, by format
 _WINDOW_BYTES = 300_000_000 # working memory
 _CUDA_BYTES = 2_000_000_000 # what CUDA's libraries take of the computer's memory
@@ -205,8 +205,8 @@ def _memory_parts(path:Path, backend:Backend, device:str, compute_type:str, beam
     stored, count, dimensions = _measure(path)
     library = _LIBRARY_BYTES[backend.format]
     if device == 'cuda': return library + _CUDA_BYTES + stored, 0
-    size = _TYPE_BYTES[_computing(compute_type, stored, count)]
-    if backend.format == 'openai': return library + stored + count*_TYPE_BYTES['float32'], _WINDOW_BYTES + 2*beams*(dimensions.text_positions + dimensions.audio_positions)*dimensions.width*dimensions.decoder_layers*4
+    size = BYTES[_computing(compute_type, stored, count)]
+    if backend.format == 'openai': return library + stored + count*BYTES['float32'], _WINDOW_BYTES + 2*beams*(dimensions.text_positions + dimensions.audio_positions)*dimensions.width*dimensions.decoder_layers*4
     mapped = backend.format == 'transformers'
     positions = dimensions.text_positions + (dimensions.audio_positions if mapped else 0)
     kept = 2*beams*positions*dimensions.width*dimensions.decoder_layers*max(size, 2 if mapped else 4)

@@ -16,7 +16,7 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from .completion import alignment_heads, generation_settings, settings_from_tokens
 from .errors import CheckError
-from .formats import read_json
+from .formats import BYTES, read_json
 from .layout import Dimensions, config_dimensions, transformers_shapes, vocabulary
 from .openai_file import openai_dims, openai_name
 from .report import progress
@@ -109,15 +109,13 @@ def _add(archive:ZipFile, name:str, data:bytes):
     with _new_entry(archive, name, len(data)) as file: file.write(data)
 
 # %% ../nbs/api/06_openai.ipynb #e2ba1ec4
-_BYTES = dict(float32=4, float16=2, bfloat16=2)
-
 def _write_tensor(source:TensorFiles, tensor:Variable, name:str, archives:dict, advance):
     "Write one tensor into all archives (quantization → archive), a few rows at a time."
     def work(rows):
         values = tensor.read(source, rows)
         return values.size, {quantization: encode(values, quantization, quantization)[0] for quantization in archives}
     with ExitStack() as stack:
-        entries = {quantization: stack.enter_context(_new_entry(archive, name, prod(tensor.shape)*_BYTES[quantization])) for quantization, archive in archives.items()}
+        entries = {quantization: stack.enter_context(_new_entry(archive, name, prod(tensor.shape)*BYTES[quantization])) for quantization, archive in archives.items()}
         blocks = stack.enter_context(closing(map_ahead(work, tensor.blocks())))
         for count, found in blocks:
             for quantization, rows in found.items(): entries[quantization].write(rows)

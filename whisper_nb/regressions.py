@@ -187,7 +187,7 @@ class Comparison:
     def summary(self)->str: return '\n'.join([self.head, *self.lines]) # all of it, as the command prints it
     def __repr__(self): return self.summary
     def _repr_markdown_(self): return '\n'.join([f'**{self.head}**', '', *(f'- {line}' for line in self.lines)])
-    def to_json(self)->str: return json.dumps(asdict(self) | dict(ok=self.ok, summary=self.head), indent=1, ensure_ascii=False) + '\n'
+    def to_json(self)->str: return json.dumps(asdict(self) | dict(ok=self.ok, head=self.head), indent=1, ensure_ascii=False) + '\n'
 
 # %% ../nbs/api/14_regressions.ipynb #2c55c81f
 def _counting(found:Comparison)->str: # '14 cases compared: 3 worse, 1 cannot tell (threshold 5%; …)'

@@ -7,10 +7,10 @@ __all__ = ['INK', 'machine', 'append_row', 'read_rows', 'seconds_text', 'time_te
            'save_pictures']
 
 # %% ../nbs/api/03_rows.ipynb #435bf904
-import json, platform
+import json, platform, warnings
 from pathlib import Path
 
-from .errors import RequestError
+from .errors import CheckError, RequestError
 from .files import human_bytes
 from .report import environment
 
@@ -36,9 +36,15 @@ def read_rows(
     file:str|Path, # One JSON object per line
     advice:str='measure first: make bench-full', # What makes the file
 )->list[dict]: # The machine's row first
-    "The rows of a measurement."
+    "The rows of a measurement, also of one that was interrupted."
     if not Path(file).is_file(): raise RequestError(f"there is no file '{file}'", advice)
-    return [json.loads(line) for line in Path(file).read_text(encoding='utf-8').splitlines() if line.strip()]
+    *whole, last = Path(file).read_text(encoding='utf-8', errors='replace').rstrip('\n').split('\n')
+    try: rows = [json.loads(line) for line in whole if line.strip()]
+    except ValueError as error: raise CheckError(f"'{file}' has a broken line in its middle ({error})", f'use the file as it was written, or {advice}') from error
+    try: return rows + [json.loads(last)] if last.strip() else rows
+    except ValueError:
+        warnings.warn(f"the last line of '{Path(file).name}' was cut off and is left out: the measurement was interrupted")
+        return rows
 
 # %% ../nbs/api/03_rows.ipynb #a8f27af8
 def seconds_text(

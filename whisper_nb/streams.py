@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .files import available_cores, sync
+from .cores import available_cores
+from .files import sync
 
 # %% ../nbs/api/01_streams.ipynb #ba459d33
 def default_threads()->int:
