@@ -8,7 +8,7 @@ import pytest
 
 from faulty import make_checkpoint
 
-from whisper_nb import mirror
+from whisper_nb import files, mirror
 from whisper_nb.files import MANIFEST_NAME, hash_file
 from whisper_nb.hub import download
 from whisper_nb.mirror import serving
@@ -122,18 +122,18 @@ def test_large_models_are_read_before_the_first_request(tmp_path, monkeypatch, c
     shelf = mirror.Shelf(tmp_path/'models')
     shelf.read_all()
     assert 'broken is not served' in caplog.text
-    monkeypatch.setattr(mirror, 'hash_file', lambda *_, **__: pytest.fail('hashed again'))
+    monkeypatch.setattr(files, 'hash_file', lambda *_, **__: pytest.fail('hashed again'))
     assert shelf.find('a/b').files['model.safetensors'].size > 20_000_000 and shelf.find('a/b').files['model.safetensors'].sha256
 
 def test_serve_says_it_listens_once_all_is_read(tmp_path):
     code = """if True:
         import sys, time
-        from whisper_nb import mirror
-        hash_file = mirror.hash_file
+        from whisper_nb import files, mirror
+        hash_file = files.hash_file
         def slowly(path, advance, **_):
             for _ in range(12): time.sleep(0.1); advance(2_000_000)
             return hash_file(path)
-        mirror.hash_file = slowly
+        files.hash_file = slowly
         mirror.serve(sys.argv[1], port=0)"""
     make_checkpoint(tmp_path/'models'/'a_b', megabytes=24)
     environment = {name: value for name, value in os.environ.items() if name != 'TQDM_DISABLE'}
@@ -145,12 +145,12 @@ def test_serve_says_it_listens_once_all_is_read(tmp_path):
 
 def test_a_model_asked_for_by_many_is_read_once(tmp_path, monkeypatch):
     make_checkpoint(tmp_path/'models'/'a_b', megabytes=20)
-    hashed, hash_file = [], mirror.hash_file
+    hashed, hash_file = [], files.hash_file
     def slowly(path, **options):
         hashed.append(path)
         time.sleep(0.2)
         return hash_file(path, **options)
-    monkeypatch.setattr(mirror, 'hash_file', slowly)
+    monkeypatch.setattr(files, 'hash_file', slowly)
     with serving(tmp_path/'models') as endpoint, httpx2.Client(trust_env=False) as http, ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: http.get(f'{endpoint}/api/models/a/b').json(), range(4)))
     assert len(hashed) == 1 and all(answer == answers[0] for answer in answers)

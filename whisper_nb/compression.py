@@ -167,7 +167,7 @@ def _unpack_stream(format:Format, blocks:Iterable)->Iterator[bytes]:
     if stream.unused_data: raise damaged('there are bytes after its end')
     if not stream.eof: raise damaged('it ends too early')
 
-# %% ../nbs/api/07_compression.ipynb #464599ee
+# %% ../nbs/api/07_compression.ipynb #667c0cea
 def ahead(
     blocks:Iterator, # Of anything
     depth:int = 4, # How many may wait to be taken
@@ -182,6 +182,14 @@ def ahead(
                 yield block
     finally: getattr(blocks, 'close', lambda: None)()
 
+# %% ../nbs/api/07_compression.ipynb #464599ee
+def _ahead_after_first(
+    blocks:Iterator, # Of anything; there is at least one
+)->Iterator:
+    "The same blocks; nothing is read ahead before the second is asked for."
+    yield next(blocks)
+    with closing(ahead(blocks)) as others: yield from others
+
 def unpacked(
     file, # Has `read`; at the beginning of an archive
     format:Format, # Of the archive
@@ -191,9 +199,10 @@ def unpacked(
     keep_freed_memory()
     head = file.read(format.head)
     if format.size(head) is not None:
-        with closing(ahead(_heads_and_pieces(file, format, head))) as pieces:
-            yield from map_ahead(format.expand, pieces, threads)
+        pieces = _heads_and_pieces(file, format, head)
+        yield format.expand(next(pieces))
+        with closing(ahead(pieces)) as others: yield from map_ahead(format.expand, others, threads)
     else:
-        with closing(ahead(chain([head], iter(lambda: file.read(CHUNK), b'')))) as blocks:
+        with closing(_ahead_after_first(chain([head + file.read(CHUNK)], iter(lambda: file.read(CHUNK), b'')))) as blocks:
             if format.stream is None: yield from blocks
-            else: yield from ahead(_unpack_stream(format, blocks))
+            else: yield from _ahead_after_first(_unpack_stream(format, blocks))

@@ -90,6 +90,7 @@ EXPLANATIONS = (
     Explanation('TimeoutException', 'the server did not answer in time', _REACH),
     Explanation('TransportError', 'the server could not be reached: {error}', _REACH),
     Explanation('ConnectionError', 'the server could not be reached: {error}', _REACH),
+    Explanation('BaseError', 'the store failed', 'run the same command again; WHISPER_NB_DEBUG=1 shows more'), # obstore: its text may hold signatures, so it is not shown
 )
 
 # %% ../nbs/api/00_errors.ipynb #c5f2fb26

@@ -19,7 +19,7 @@ from .backends import load, pick_backend, pick_device
 from .contents import read_weights
 from .convert import convert_all
 from .errors import RequestError, StepError, WhisperNbError, explain
-from .files import MANIFEST_NAME, build_manifest, link_or_copy_tree, list_files, locked, read_manifest, require_space, require_writable, write_atomic
+from .files import MANIFEST_NAME, UNLISTED, build_manifest, link_or_copy_tree, list_files, locked, read_manifest, require_space, require_writable, write_atomic
 from .fidelity import fidelity
 from .formats import model_format, read_json
 from .memory import memory_available, require_memory
@@ -67,7 +67,7 @@ def write_in_type(
         save_file(tensors, file, metadata={'format': 'pt'})
     made_from, config = read_manifest(source), read_json(source/'config.json') | dict(dtype=dtype)
     write_atomic(target/'config.json', json.dumps({name: value for name, value in config.items() if name != 'torch_dtype'}, indent=2) + '\n')
-    (target/MANIFEST_NAME).unlink(missing_ok=True)
+    for name in UNLISTED: (target/name).unlink(missing_ok=True) # what they say is of the source
     kind = made_from.source if made_from else dict(kind='local', name=source.name)
     write_atomic(target/MANIFEST_NAME, build_manifest(target, target.name, 'transformers', kind, dtype).to_json())
     return target

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LARGE', 'NAMESPACE', 'HubFile', 'is_large', 'lfs_pointer', 'describe', 'HubModel', 'card_license', 'read_model',
-           'repo_id_of', 'Shelf', 'app', 'running', 'serving', 'serve']
+           'read_uploaded', 'repo_id_of', 'Shelf', 'app', 'running', 'serving', 'serve']
 
 # %% ../nbs/api/03_mirror.ipynb #1f35a055
-import hashlib, logging, socket, sys, threading
+import hashlib, logging, os, socket, sys, threading
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +15,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from .errors import CheckError, RequestError, StepError, explain
-from .files import MANIFEST_NAME, Manifest, git_blob_sha1, hash_file, list_files, read_manifest
+from .files import UNLISTED, KnownHashes, Manifest, git_blob_sha1, hash_file, list_files, read_manifest
+from .mirror_uploads import TOKEN, Repository, Uploads, read_repositories, refusal, upload_routes
 from .models import dirname_of
 from .report import progress
 
@@ -38,8 +39,8 @@ def is_large(
     path:str, # Relative path
     size:int, # Bytes
 )->bool: # Kept in large file storage?
-    "Weights are large files whatever their size, as in the repositories at the Hub."
-    return size >= LARGE or path.endswith(('.safetensors', '.bin'))
+    "Weights and archives are large files whatever their size, as in the repositories at the Hub."
+    return size >= LARGE or path.endswith(('.safetensors', '.bin', '.gz', '.zst', '.tar'))
 
 def lfs_pointer(
     sha256:str, # Of the large file
@@ -72,6 +73,7 @@ class HubModel:
     commit: str # 40 hexadecimal digits
     files: dict[str,HubFile] = field(default_factory=dict, repr=False) # Path → what is published about it
     license: str|None = None # Tag, as on the model card
+    private: bool = False # As the client wished it that made the repository
 
 def card_license(
     directory:Path, # A model's directory
@@ -84,7 +86,7 @@ def card_license(
     except (ValueError, YAMLError): return None # a card is prose: not everyone writes its header well
     return tag if isinstance(tag, str) else None
 
-# %% ../nbs/api/03_mirror.ipynb #717f39ea
+# %% ../nbs/api/03_mirror.ipynb #d98bc219
 def _listing_hash(files:dict[str,HubFile])->str:
     "A commit for a model that has none."
     return hashlib.sha1(''.join(f'{name} {file.etag}\n' for name, file in sorted(files.items())).encode()).hexdigest()
@@ -94,20 +96,39 @@ def _known_sha256(directory:Path, name:str, manifest:Manifest|None)->str|None:
     record = manifest.files.get(name) if manifest else None
     return record.sha256 if record and record.size == (directory/name).stat().st_size else None
 
+def _describe_all(directory:Path, names:list[str], manifest:Manifest|None, known:KnownHashes, advance:Callable|None)->dict[str,HubFile]: # By path
+    "What a Hub would publish about several files."
+    def sha256(name):
+        if not is_large(name, (directory/name).stat().st_size): return None
+        return _known_sha256(directory, name, manifest) or known.sha256(directory/name, advance)
+    return {name: describe(directory, name, sha256(name)) for name in names}
+
 def read_model(
     repo_id:str, # Name at the Hub
     directory:Path, # A model's directory
     advance:Callable|None = None, # Called with the number of bytes after each chunk that had to be hashed
+    known:KnownHashes|None = None, # What was hashed before
 )->HubModel:
     "What a Hub would publish about this directory; `CheckError` when it holds a link or its manifest is broken."
     manifest = read_manifest(directory)
-    files = {name: describe(directory, name, _known_sha256(directory, name, manifest), advance) for name in list_files(directory)}
+    files = _describe_all(directory, list_files(directory), manifest, known or KnownHashes(), advance)
     source = manifest.source if manifest and manifest.format == 'transformers' else {}
     commit = source.get('commit') or _listing_hash(files)
-    if manifest: files[MANIFEST_NAME] = describe(directory, MANIFEST_NAME)
-    return HubModel(repo_id, directory, commit, files, source.get('license') or card_license(directory))
+    beside = [name for name in UNLISTED if (directory/name).is_file()]
+    return HubModel(repo_id, directory, commit, files | _describe_all(directory, beside, None, KnownHashes(), None), source.get('license') or card_license(directory))
 
-# %% ../nbs/api/03_mirror.ipynb #d98bc219
+def read_uploaded(
+    repository:Repository, # That a client made
+    directory:Path, # Its directory; none before the first commit
+    advance:Callable|None = None, # As in `read_model`
+    known:KnownHashes|None = None, # As in `read_model`
+)->HubModel:
+    "What a Hub would publish about a repository that clients filled."
+    names = list_files(directory) + [name for name in UNLISTED if (directory/name).is_file()]
+    files = _describe_all(directory, names, None, known or KnownHashes(), advance)
+    return HubModel(repository.repo_id, directory, _listing_hash(files), files, card_license(directory), repository.private)
+
+# %% ../nbs/api/03_mirror.ipynb #bc5c3111
 _log = logging.getLogger(__name__)
 NAMESPACE = 'whisper-nb' # Owner under which models without one can be asked for
 
@@ -117,9 +138,9 @@ def repo_id_of(
     "The repository a directory in models/ stands for."
     return dirname.replace('_', '/', 1)
 
-def _bytes_to_hash(directory:Path)->int:
-    "Bytes of the large files whose hashes the manifest does not tell."
-    try: manifest, names = read_manifest(directory), list_files(directory)
+def _bytes_to_hash(directory:Path, uploaded:bool=False)->int:
+    "Bytes of the large files whose hashes no manifest tells."
+    try: manifest, names = None if uploaded else read_manifest(directory), list_files(directory)
     except (CheckError, OSError): return 0 # it will not be served
     sizes = {name: (directory/name).stat().st_size for name in names}
     return sum(size for name, size in sizes.items() if is_large(name, size) and not _known_sha256(directory, name, manifest))
@@ -129,14 +150,19 @@ class Shelf:
     def __init__(self,
         models:str|Path|Mapping, # A directory of models, or repository → directory
     ):
-        self.models, self._read, self._lock = models, {}, threading.Lock()
+        self.models, self.known, self._read, self._lock = models, KnownHashes(), {}, threading.Lock()
+
+    def uploaded(self)->dict[str,Repository]:
+        "Repository's name → the repository, of all that clients made."
+        return {} if isinstance(self.models, Mapping) else {each.repo_id: each for each in read_repositories(self.models).values()}
 
     def directories(self)->dict[str,Path]:
         "Repository → directory, of all models that are there now."
         if isinstance(self.models, Mapping): return {repo_id: Path(path) for repo_id, path in self.models.items()}
-        root = Path(self.models)
+        root, uploaded = Path(self.models), {name: Path(self.models)/each.dirname for name, each in self.uploaded().items()}
         found = sorted(path for path in root.iterdir() if not path.name.startswith('.')) if root.is_dir() else []
-        return {repo_id_of(path.name): path for path in found if not path.is_symlink() and (path/'config.json').is_file()}
+        here = {repo_id_of(path.name): path for path in found if not path.is_symlink() and (path/'config.json').is_file()}
+        return {repo_id: path for repo_id, path in here.items() if path not in uploaded.values()} | uploaded
 
     def find(self, repo_id:str)->HubModel|None:
         "The model a client asks for; None when it is not here."
@@ -146,25 +172,26 @@ class Shelf:
 
     def read_all(self):
         "Hash what has to be hashed, with a progress bar; models that cannot be served are named."
-        models = self.directories()
-        with progress(sum(map(_bytes_to_hash, models.values())), 'read the models') as bar:
+        models, uploaded = self.directories(), self.uploaded()
+        with progress(sum(_bytes_to_hash(path, repo_id in uploaded) for repo_id, path in models.items()), 'read the models') as bar:
             for repo_id, directory in models.items():
                 try: self._model(repo_id, directory, bar.update)
                 except (CheckError, OSError) as error: _log.warning('%s is not served: %s', repo_id, explain(error).what)
 
     def _model(self, repo_id, directory, advance=None):
-        stats = {path: path.lstat() for path in directory.rglob('*')}
-        state = {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
+        stats, repository = {path: path.lstat() for path in directory.rglob('*')}, self.uploaded().get(repo_id)
+        state = repository, {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
         if (found := self._read.get(repo_id)) and found[0] == state: return found[1]
         with self._lock: # many may ask for it while it is read for the first
-            if self._read.get(repo_id, (None,))[0] != state: self._read[repo_id] = state, read_model(repo_id, directory, advance)
+            if self._read.get(repo_id, (None,))[0] != state:
+                model = read_uploaded(repository, directory, advance, self.known) if repository else read_model(repo_id, directory, advance, self.known)
+                self._read[repo_id] = state, model
             return self._read[repo_id][1]
 
 # %% ../nbs/api/03_mirror.ipynb #2c2818c3
 def _missing(code:str, message:str):
-    "The error a client of the Hub understands."
-    from starlette.exceptions import HTTPException
-    return HTTPException(404, message, headers={'X-Error-Code': code})
+    "The error for what is not there."
+    return refusal(404, message, code)
 
 def _asked(request)->HubModel:
     "The model and revision a request is about."
@@ -190,7 +217,7 @@ def _entry(file:HubFile)->dict:
 def _record(model:HubModel)->dict:
     "A model's record."
     card = dict(cardData=dict(license=model.license), tags=[f'license:{model.license}']) if model.license else dict(tags=[])
-    return dict(id=model.repo_id, modelId=model.repo_id, sha=model.commit, private=False, gated=False, disabled=False,
+    return dict(id=model.repo_id, modelId=model.repo_id, sha=model.commit, private=model.private, gated=False, disabled=False,
         siblings=[_sibling(file) for file in model.files.values()], **card)
 
 def _answer_record(request):
@@ -225,18 +252,21 @@ def _answer_file(request):
     response.chunk_size = 1 << 20 # 64 KiB would mean 16 times as many trips to the reading thread
     return response
 
-# %% ../nbs/api/03_mirror.ipynb #44258431
+# %% ../nbs/api/03_mirror.ipynb #788492b0
 def app(
     models:str|Path|Mapping, # A directory of models, or repository → directory
+    writable:bool|str=False, # May clients upload? A text: those that give it as their token
 ): # A Starlette application
     "The mirror as an ASGI application."
     from starlette.applications import Starlette
     from starlette.routing import Route
+    if writable and isinstance(models, Mapping): raise RequestError('a mirror of single models takes no uploads', 'give a directory, in which the uploaded ones appear')
     record, tree = '/api/models/{repo_id:path}', '/api/models/{repo_id:path}/tree/{revision}'
     routes = [Route(f'{tree}/{{path:path}}', _answer_tree), Route(tree, _answer_tree), Route(f'{record}/revision/{{revision:path}}', _answer_record),
         Route('/api/models', _answer_list), Route(record, _answer_record), Route('/{repo_id:path}/resolve/{revision}/{path:path}', _answer_file)]
-    mirror = Starlette(routes=routes)
+    mirror = Starlette(routes=[*(upload_routes() if writable else []), *routes])
     mirror.state.shelf = Shelf(models)
+    if writable: mirror.state.uploads = Uploads(mirror.state.shelf, is_large, None if writable is True else writable)
     return mirror
 
 # %% ../nbs/api/03_mirror.ipynb #50bf876b
@@ -283,24 +313,34 @@ def serving(
     models:str|Path|Mapping, # A directory of models, or repository → directory
     host:str='127.0.0.1', # Address to listen on
     port:int=0, # 0: any free one
+    writable:bool|str=False, # As in `app`
 ): # A context manager that gives the endpoint
     "A mirror for as long as the block runs."
-    return running(app(models), host, port)
+    if writable is True and not _is_loopback(host): raise RequestError(f'a mirror at {host} takes no uploads from just anybody', 'give a token that clients must have')
+    return running(app(models, writable), host, port)
 
-# %% ../nbs/api/03_mirror.ipynb #788492b0
+# %% ../nbs/api/03_mirror.ipynb #717f39ea
+def _upload_token()->str:
+    "What clients must give to upload."
+    if token := os.environ.get(TOKEN): return token
+    raise RequestError('a mirror that takes uploads needs a token', f'choose one: export {TOKEN}=$(openssl rand -hex 20); clients give the same as HF_TOKEN')
+
 def serve(
     models_dir:str|Path='models', # Directory of models
     host:str='127.0.0.1', # Address to listen on; '0.0.0.0' for the whole network
     port:int=8090, # Port to listen on
+    writable:bool=False, # Take uploads from clients that have the token in WHISPER_NB_MIRROR_TOKEN
 ):
     "Run the mirror until it is stopped."
     if not Path(models_dir).is_dir(): raise RequestError(f"there is no directory '{models_dir}'", 'prepare a model first: whisper-nb prepare demo')
+    token = writable and _upload_token()
     with _listen(host, port) as listener:
-        application = app(models_dir)
+        application = app(models_dir, token)
         application.state.shelf.read_all()
         count = len(application.state.shelf.directories())
         everywhere = host in ('0.0.0.0', '::')
         address = f'http://{socket.gethostname()}:{listener.getsockname()[1]}' if everywhere else _endpoint(listener)
+        if writable: print(f'uploads are taken; clients: HF_TOKEN as in {TOKEN} here, and HF_HUB_DISABLE_XET=1', file=sys.stderr)
         print(f"{count} model{'s' * (count != 1)} at {_endpoint(listener)}; clients: export HF_ENDPOINT={address}", file=sys.stderr, flush=True)
         try: _server(application).run(sockets=[listener])
         except KeyboardInterrupt: pass

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from .archive import SIDECARS, Hashes, check_names, compare_sidecars, opened_archive
-from .archive import read_manifest_member, read_sidecars, sidecar, sidecar_line
+from .archive import SIDECARS, Hashes, Label, check_names, compare_sidecars, opened_archive, read_label
+from .archive import read_sidecars, sidecar, sidecar_line
 from .compression import FORMATS, PIECE, ahead, format_of, packed
 from .errors import CheckError, RequestError, StepError
-from .files import CHUNK, MANIFEST_NAME, Manifest, human_bytes, list_files, locked
+from .files import CHUNK, MANIFEST_NAME, SIGNATURE_NAME, human_bytes, list_files, locked
 from .files import parse_manifest, require_space, require_writable, sync, write_atomic
 from .report import progress
+from .signing import read_signature, require_covered
 from .streams import HashedFile
 
 # %% ../nbs/api/07_pack.ipynb #d8ab72bf
@@ -73,15 +74,15 @@ def _end(sizes:Iterable)->bytes:
 
 def _tar_blocks(
     directory:Path, # The model
-    data:bytes, # Its manifest.json
-    manifest:Manifest, # The same, parsed
+    label:Label, # Its manifest, and its signature if it has one
     advance:Callable = lambda count: None, # As for `_read_checked`
 )->Iterator[bytes]: # The tar, piece by piece
-    "The manifest, then the files by name, then the end mark."
-    yield from _member(f'{directory.name}/{MANIFEST_NAME}', len(data), [data])
-    for name, record in sorted(manifest.files.items()):
-        yield from _member(f'{directory.name}/{name}', record.size, _read_checked(directory, name, record, advance))
-    yield _end([len(data), *(record.size for record in manifest.files.values())])
+    "The manifest, the signature, then the files by name, then the end mark."
+    small = {MANIFEST_NAME: label.data} | ({SIGNATURE_NAME: label.signature} if label.signature is not None else {})
+    for name, data in small.items(): yield from _member(f'{label.name}/{name}', len(data), [data])
+    for name, record in sorted(label.manifest.files.items()):
+        yield from _member(f'{label.name}/{name}', record.size, _read_checked(directory, name, record, advance))
+    yield _end([*map(len, small.values()), *(record.size for record in label.manifest.files.values())])
 
 # %% ../nbs/api/07_pack.ipynb #b2612734
 def _no_model(what:str)->RequestError:
@@ -90,7 +91,7 @@ def _no_model(what:str)->RequestError:
 
 def _read_model(
     directory:Path, # A model's directory
-)->tuple[bytes,Manifest]: # Content of its manifest.json, and the same parsed
+)->Label:
     "What is to be packed; an error when the directory is not exactly what its manifest lists."
     if not directory.is_dir(): raise _no_model(f"'{directory.name}' is not a directory")
     present = set(list_files(directory))
@@ -100,7 +101,9 @@ def _read_model(
     if different := sorted(present ^ set(manifest.files)):
         fault = 'is not in the manifest' if different[0] in present else 'is missing'
         raise CheckError(f"{different[0]!r} in '{directory.name}' {fault}", 'remove what does not belong there, or prepare the model again')
-    return data, manifest
+    label = Label(directory.name, data, manifest, read_signature(directory))
+    if label.signature is not None: require_covered(label.signature, label.content, label.name)
+    return label
 
 # %% ../nbs/api/07_pack.ipynb #c31e52f7
 @dataclass(frozen=True, repr=False)
@@ -108,7 +111,7 @@ class Archive:
     "A packed model."
     path: Path # The archive; the checksums are beside it
     bytes: int # Size of the archive
-    source_bytes: int # Size of the model's files, with the manifest
+    source_bytes: int # Size of the model's files, with the manifest and the signature
     md5: str # Of the archive, hexadecimal
     sha256: str # Of the archive, hexadecimal
     reused: bool # Was it already there, and right?
@@ -127,15 +130,14 @@ class Archive:
 def _write_archive(
     final:Path, # The archive's final name
     directory:Path, # The model
-    data:bytes, # Its manifest.json
-    manifest:Manifest, # The same, parsed
+    label:Label, # Its manifest, and its signature if it has one
     threads:int|None, # For compression
 )->tuple[int,dict]: # Size of the archive; algorithm → digest
     "Write archive and checksums; nothing stays under a final name unless all went well."
     partial, format = final.with_name(f'{final.name}.partial'), format_of(final)
     try:
-        with HashedFile(partial) as file, Hashes('md5') as hashes, progress(len(data) + manifest.size, f'pack {directory.name}') as bar:
-            with closing(ahead(_tar_blocks(directory, data, manifest, bar.update))) as blocks, closing(packed(blocks, format, threads)) as pieces:
+        with HashedFile(partial) as file, Hashes('md5') as hashes, progress(label.size, f'pack {directory.name}') as bar:
+            with closing(ahead(_tar_blocks(directory, label, bar.update))) as blocks, closing(packed(blocks, format, threads)) as pieces:
                 for piece in pieces:
                     hashes.update(piece)
                     file.write(piece)
@@ -155,13 +157,13 @@ def _clear_partial(final:Path):
 # %% ../nbs/api/07_pack.ipynb #c9746eaf
 def _reusable(
     final:Path, # Where the archive would be
-    data:bytes, # The model's manifest.json
+    label:Label, # The model's
 )->tuple[int,dict]|None: # As `_write_archive` returns; None when it must be written
     "Is the archive of exactly this model already there, with its checksums?"
     try:
         if len(expected := read_sidecars(final)) < len(SIDECARS): return None
         with opened_archive(final, ()) as (tar, _):
-            if read_manifest_member(tar)[1] != data: return None
+            if read_label(tar) != label: return None
         with open(final, 'rb') as file, Hashes(*SIDECARS) as hashes, progress(final.stat().st_size, f'check {final.name}') as bar:
             while block := file.read(CHUNK):
                 hashes.update(block)
@@ -181,16 +183,16 @@ def pack(
     "Write `<outputs_dir>/<model>.<format>`, `.md5` and `.sha256`, reproducibly."
     start, directory, outputs = perf_counter(), Path(os.path.abspath(directory)), Path(outputs_dir)
     if format not in FORMATS: raise RequestError(f"'{format}' is not a kind of archive", f"choose one of: {', '.join(FORMATS)}")
-    data, manifest = _read_model(directory)
+    label = _read_model(directory)
     if outputs.resolve().is_relative_to(directory.resolve()):
         raise RequestError(f"the archive cannot be written into the model's own directory '{directory.name}'", 'choose another directory with --outputs-dir')
     require_writable(outputs, '--outputs-dir')
-    final, total = outputs/f'{directory.name}.{format}', len(data) + manifest.size
+    final = outputs/f'{directory.name}.{format}'
     with locked(final):
         _clear_partial(final)
-        made = None if fresh else _reusable(final, data)
+        made = None if fresh else _reusable(final, label)
         reused = made is not None
         if not reused:
-            require_space(outputs, total + total//100 + PIECE, f"packing '{directory.name}'")
-            made = _write_archive(final, directory, data, manifest, threads)
-    return Archive(final, made[0], total, made[1]['md5'], made[1]['sha256'], reused, perf_counter() - start)
+            require_space(outputs, label.size + label.size//100 + PIECE, f"packing '{directory.name}'")
+            made = _write_archive(final, directory, label, threads)
+    return Archive(final, made[0], label.size, made[1]['md5'], made[1]['sha256'], reused, perf_counter() - start)

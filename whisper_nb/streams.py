@@ -6,7 +6,7 @@
 __all__ = ['FLUSH', 'default_threads', 'map_ahead', 'keep_freed_memory', 'HashedFile']
 
 # %% ../nbs/api/01_streams.ipynb #a5d8a368
-import hashlib, os
+import ctypes, hashlib, os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +36,9 @@ def map_ahead(
 
 # %% ../nbs/api/01_streams.ipynb #dec8383c
 def keep_freed_memory():
-    "Have the C library keep blocks of some megabytes for the next piece."
+    "Have the C library keep blocks of some megabytes for the next piece, whichever thread freed them."
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if os.name == 'posix' else None
+    if mallopt: mallopt(-8, 2) # M_ARENA_MAX
     bytearray(16 << 20)
 
 # %% ../nbs/api/01_streams.ipynb #8333e109

@@ -104,7 +104,7 @@ def _is_passing(error:Exception)->bool:
     "May this go away by itself?"
     import httpx2
     status = getattr(getattr(error, 'response', None), 'status_code', None)
-    return status in (408, 425, 429, 500, 502, 503, 504) or isinstance(error, (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, _Short))
+    return getattr(error, 'passing', False) or status in (408, 425, 429, 500, 502, 503, 504) or isinstance(error, (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, _Short))
 
 def retry_after(
     error:Exception, # An HTTP error

@@ -16,13 +16,14 @@ from pathlib import Path
 
 from .contents import read_dimensions, read_weights, require_shapes, weights_file
 from .errors import CheckError, RequestError
-from .files import KnownHashes, MANIFEST_NAME, Manifest, differences, human_bytes, is_safe_name, read_manifest
+from .files import KnownHashes, MANIFEST_NAME, Manifest, SIGNATURE_NAME, UNLISTED, differences, human_bytes, is_safe_name, read_manifest
 from .formats import FEATURES, FORMATS, PICKLES, FormatError, Weights, damaged, foreign_format, missing_files, model_format
 from .formats import fits_quantization, read_json
 from .gpu import cuda_problem
 from .layout import Dimensions, SpecialTokens, TIMESTAMPS, read_features, read_tokens, read_vocabulary, special_tokens, whole_number
 from .models import CHECKPOINTS, QUANTIZATIONS
 from .report import progress
+from .signing import SignatureError, check_signature, content_of, read_public_key, read_signature, require_covered
 
 # %% ../nbs/api/05_verify.ipynb #721530bd
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def _entries(directory:Path)->dict:
 # %% ../nbs/api/05_verify.ipynb #407b9b45
 class _Model:
     "What a directory holds; each part is read once, when it is first asked for."
-    def __init__(self, path:Path, known:KnownHashes|None=None):
-        self.path,self.known,self.format = path,known,model_format(path)
+    def __init__(self, path:Path, known:KnownHashes|None=None, public_key:str|Path|None=None):
+        self.path,self.known,self.public_key,self.format = path,known or KnownHashes(),public_key,model_format(path)
         self.entries = _entries(path) if self.format else {} # A whole home directory, given by mistake, is not searched
         self.files = tuple(name for name, mode in self.entries.items() if stat.S_ISREG(mode))
 
@@ -140,7 +141,7 @@ def _check_files(model:_Model)->str:
     if missing: raise FormatError(f"missing: {', '.join(missing)}", '')
     for name in model.files:
         if name.endswith('.json') and name != MANIFEST_NAME: read_json(model.path/name, (dict, list))
-    count = len(model.files) - (MANIFEST_NAME in model.files)
+    count = len(set(model.files) - set(UNLISTED))
     if not _has_features(model): return _Unsure('no preprocessor_config.json: transformers cannot load it as it is; whisper-nb convert writes the file')
     return f'all that {FORMATS[model.format].backend} needs: {count} files, {human_bytes(_size(model))}'
 
@@ -183,6 +184,16 @@ def _check_integrity(model:_Model)->str:
     if model.manifest.format != model.format: raise FormatError(f'the manifest is about a {model.manifest.format} model, this is a {model.format} one', '')
     for name, text in model.changes.items(): raise FormatError(f'{name} {text}' + (f' (and {len(model.changes) - 1} more)' if len(model.changes) > 1 else ''), '')
     return f'{len(model.manifest.files)} files are, byte for byte, what the manifest says'
+
+# %% ../nbs/api/05_verify.ipynb #6b8fedc3
+def _check_signature(model:_Model)->str:
+    "Is every file what was signed, with the key that is asked for?"
+    if model.public_key is None:
+        if model.manifest is None: raise SignatureError(f'signed, but there is no {MANIFEST_NAME}', 'get the model again from whoever signed it')
+        require_covered(read_signature(model.path) or b'', content_of((model.path/MANIFEST_NAME).read_bytes(), model.manifest), model.path.name)
+        return _Unsure('signed; who signed was not checked: --public-key')
+    found = check_signature(model.path, model.public_key, model.known)
+    return f'{found.files} files are, byte for byte, what was signed with the key {found.key}'
 
 # %% ../nbs/api/05_verify.ipynb #ecf386a8
 _FLOATS = {'float16', 'bfloat16', 'float32', 'float64'}
@@ -372,6 +383,11 @@ def _plain(text:str)->str:
     "Text from a stranger's file as one printable line."
     return ''.join(letter if letter.isprintable() else '�' for letter in ' '.join(text.split()))
 
+def _checks(model:_Model)->tuple: # As `_CHECKS`
+    "The checks to make: that of the signature only where there is one, or one is asked for."
+    asked = model.public_key is not None or SIGNATURE_NAME in model.entries
+    return (*_CHECKS[:3], *[('signature', _check_signature, ())] * asked, *_CHECKS[3:])
+
 def _run(model:_Model, name:str, function, parts:tuple)->Check:
     "Make one check."
     for part in parts:
@@ -403,12 +419,14 @@ def _parameters(model:_Model)->int|None:
 def verify(
     path:str|Path, # A model's directory
     known:KnownHashes|None = None, # What this run has hashed already and need not read again
+    public_key:str|Path|None = None, # PEM file of whoever must have signed it; None: signed or not
 )->Verification:
     "Look at everything that can be known of a model without loading it; nothing is written and nothing is asked of the network."
-    model = _Model(_existing(path), known)
+    if public_key is not None: read_public_key(public_key) # a wrong request, not a fault of the model
+    model = _Model(_existing(path), known, public_key)
     if model.format is None:
         return Verification(Path(path), None, (_no_model(model),), bytes=_size(model))
-    checks = tuple(_run(model, *check) for check in _CHECKS)
+    checks = tuple(_run(model, *check) for check in _checks(model))
     loads = checks[0].ok and not any(check.ok is False for check in checks)
     backends = (FORMATS[model.format].backend,) if loads else ()
     return Verification(Path(path), model.format, checks, backends, compute_types(), _parameters(model), _size(model))
