@@ -153,6 +153,14 @@ def test_formats_and_archives(model):
         assert contents(restore(f'{format} again/{NAME}', f'again {format}').path) == contents(model)
     assert not list(Path('outputs').glob('.publish/*'))
 
+def test_another_model_that_is_being_proven_is_left_alone(model):
+    beside = Path('outputs/.publish/another')
+    beside.mkdir(parents=True)
+    for _ in range(2): assert publish(str(pack(model, 'outputs').path), 'store', skip_test=True).ok and list(beside.parent.iterdir()) == [beside]
+    beside.rmdir()
+    assert publish(str(model), 'store', skip_test=True).ok and not beside.parent.exists()
+
+
 def test_an_archive_that_is_not_right(model):
     archive = pack(model, 'outputs').path
     renamed = shutil.copy(archive, 'other.tar.gz')

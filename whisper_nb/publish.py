@@ -8,6 +8,7 @@ __all__ = ['STEPS', 'require_proven', 'publish']
 # %% ../nbs/api/18_publish.ipynb #ce38eda8
 import json, logging, os, shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -186,7 +187,9 @@ def _run_steps(job:SimpleNamespace, live:Live):
             for name in STEPS:
                 live.update(step := _do(name, job))
                 if step.status == 'failed': return
-        finally: shutil.rmtree(job.place.parent, ignore_errors=True)
+        finally:
+            shutil.rmtree(job.place, ignore_errors=True)
+            with suppress(OSError): job.place.parent.rmdir() # unless another model is being proven there
 
 # %% ../nbs/api/18_publish.ipynb #05063b3e
 def _results(job:SimpleNamespace)->dict:
