@@ -157,7 +157,7 @@ def _refuse_pointer(
 
 class _HashedReader:
     "What is read, hashed as it is; a piece is short only at the end."
-    def __init__(self, reader, hashes:Hashes): self.reader,self.hashes = reader,hashes
+    def __init__(self, reader, hashes:Hashes): self.reader,self.hashes,self.close = reader,hashes,getattr(reader, 'close', lambda: None)
     def read(self, size:int)->bytes:
         pieces, left = [], size
         while left and (piece := self.reader.read(left)):

@@ -171,38 +171,45 @@ def _unpack_stream(format:Format, blocks:Iterable)->Iterator[bytes]:
 def ahead(
     blocks:Iterator, # Of anything
     depth:int = 4, # How many may wait to be taken
+    stop:Callable = lambda: None, # Called when no more are wanted: the thread may be waiting for one
 )->Iterator:
     "The same blocks, made by a thread that stays up to `depth` ahead."
     end = object()
     try:
         with ThreadPoolExecutor(1) as pool:
-            waiting = deque(pool.submit(next, blocks, end) for _ in range(depth))
-            while (block := waiting.popleft().result()) is not end:
-                waiting.append(pool.submit(next, blocks, end))
-                yield block
+            try:
+                waiting = deque(pool.submit(next, blocks, end) for _ in range(depth))
+                while (block := waiting.popleft().result()) is not end:
+                    waiting.append(pool.submit(next, blocks, end))
+                    yield block
+            except BaseException: # also when the reader stops in the middle
+                stop()
+                raise
     finally: getattr(blocks, 'close', lambda: None)()
 
 # %% ../nbs/api/07_compression.ipynb #464599ee
 def _ahead_after_first(
     blocks:Iterator, # Of anything; there is at least one
+    stop:Callable = lambda: None, # As for `ahead`
 )->Iterator:
     "The same blocks; nothing is read ahead before the second is asked for."
     yield next(blocks)
-    with closing(ahead(blocks)) as others: yield from others
+    with closing(ahead(blocks, stop=stop)) as others: yield from others
 
 def unpacked(
-    file, # Has `read`; at the beginning of an archive
+    file, # Has `read`; at the beginning of an archive. Its `close`, where it has one, is called when somebody stops in the middle
     format:Format, # Of the archive
     threads:int|None = None, # As for `packed`
 )->Iterator[bytes]: # Blocks of at most `PIECE` bytes
     "Unpack an archive, several pieces at a time when it was written so."
     keep_freed_memory()
+    stop = getattr(file, 'close', lambda: None)
     head = file.read(format.head)
     if format.size(head) is not None:
         pieces = _heads_and_pieces(file, format, head)
         yield format.expand(next(pieces))
-        with closing(ahead(pieces)) as others: yield from map_ahead(format.expand, others, threads)
+        with closing(ahead(pieces, stop=stop)) as others: yield from map_ahead(format.expand, others, threads)
     else:
-        with closing(_ahead_after_first(chain([head + file.read(CHUNK)], iter(lambda: file.read(CHUNK), b'')))) as blocks:
+        with closing(_ahead_after_first(chain([head + file.read(CHUNK)], iter(lambda: file.read(CHUNK), b'')), stop)) as blocks:
             if format.stream is None: yield from blocks
             else: yield from _ahead_after_first(_unpack_stream(format, blocks))

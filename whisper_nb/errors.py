@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXPLANATIONS', 'WhisperNbError', 'RequestError', 'CheckError', 'StepError', 'OutOfMemory', 'MissingPackage',
-           'Problem', 'Explanation', 'explain']
+           'one_line', 'Problem', 'Explanation', 'explain']
 
 # %% ../nbs/api/00_errors.ipynb #9efc41d0
 import errno, os, traceback
@@ -41,6 +41,13 @@ class OutOfMemory(StepError):
 
 class MissingPackage(StepError):
     "A package, or a library that a package brings, is not installed here."
+
+# %% ../nbs/api/00_errors.ipynb #6165e6f1
+def one_line(
+    text:object, # What somebody else wrote
+)->str:
+    "A stranger's text as one printable line."
+    return ''.join(letter if letter.isprintable() else '�' for letter in ' '.join(str(text).split()))
 
 # %% ../nbs/api/00_errors.ipynb #444e00df
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ __all__ = ['FileStore']
 # %% ../nbs/api/16_file_store.ipynb #054459f5
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from time import time
+from secrets import token_hex
 
 from fastcore.basics import patch
 
@@ -18,7 +19,7 @@ from .files import CHUNK, require_space, sync, write_atomic
 from .streams import FLUSH
 
 # %% ../nbs/api/16_file_store.ipynb #dc9df08d
-def _version(found:os.stat_result)->str: return f'{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}'
+def _version(found:os.stat_result)->str: return f'{found.st_size:x}-{found.st_mtime_ns:x}'
 
 class FileStore:
     "A directory with archives."
@@ -58,10 +59,12 @@ class FileStore:
 # %% ../nbs/api/16_file_store.ipynb #161a04f8
 _ABANDONED = 3600 # Seconds after which nobody writes to a hidden file any more
 
-def _sweep(final:Path):
-    "Remove what killed uploads of this file left."
+def _sweep(final:Path, own:Path):
+    "Remove what killed uploads of this file left. What time it is says a file that was just made: the clock of a share may be another one."
+    own.touch()
     for path in final.parent.glob(f'.{final.name}.*.partial'):
-        if time() - path.stat().st_mtime > _ABANDONED: path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError): # somebody else removed it
+            if own.stat().st_mtime - path.stat().st_mtime > _ABANDONED: path.unlink()
 
 def _copy(source:Path, target:Path, advance:Callable):
     "Copy block by block; the disk writes while more is read, and has all of it at the end."
@@ -87,9 +90,9 @@ def write(self:FileStore,
     final = self._root/path
     final.parent.mkdir(parents=True, exist_ok=True)
     require_space(final, Path(file).stat().st_size, f"'{final.name}'")
-    _sweep(final)
-    partial = final.with_name(f'.{final.name}.{os.getpid()}.partial')
+    partial = final.with_name(f'.{final.name}.{token_hex(8)}.partial') # process numbers are the same in many containers
     try:
+        _sweep(final, partial)
         _copy(file, partial, advance)
         os.replace(partial, final)
     finally: partial.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from secrets import token_hex
 
 from .cores import available_cores
 from .errors import CheckError, RequestError, StepError
@@ -145,7 +146,7 @@ def is_safe_name(
 def _record(name:str, entry:dict)->FileRecord:
     "One checked entry of a manifest's files."
     size, sha256 = entry['size'], entry['sha256']
-    if not is_safe_name(name) or type(size) is not int or size < 0 or not re.fullmatch('[0-9a-f]{64}', sha256): raise ValueError(name)
+    if not is_safe_name(name) or type(size) is not int or not 0 <= size < 2**63 or not re.fullmatch('[0-9a-f]{64}', sha256): raise ValueError(name)
     return FileRecord(size, sha256)
 
 def parse_manifest(
@@ -234,7 +235,7 @@ def write_atomic(
 ):
     "Write a file that appears complete or not at all."
     path, data = Path(path), data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    temporary = path.with_name(f'.{path.name}.{token_hex(8)}.partial') # process numbers are the same in many containers
     try:
         temporary.write_bytes(data)
         sync(temporary)

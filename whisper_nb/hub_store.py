@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from . import __version__
 from .addresses import Address, ChangedError, PassingError, Stored
-from .errors import RequestError, StepError
+from .errors import RequestError, StepError, one_line
 from .files import CHUNK
 from .models import Source
 from .origin import TIMEOUT, connection, no_hub, shown
@@ -27,7 +27,7 @@ _PASSING = (408, 425, 429, 500, 502, 503, 504) # HTTP status
 
 def _refused(error, repo_id:str, hub:str, status:int, verb:str)->Exception:
     "The error for an answer that is a plain no."
-    said = ' '.join(f"HTTP {status}: {getattr(error, 'server_message', None) or ''}".split())[:200].rstrip(':')
+    said = one_line(f"HTTP {status}: {getattr(error, 'server_message', None) or ''}")[:200].rstrip(':')
     if status in (401, 403): return StepError(f"the Hub at {hub} refuses to {verb} '{repo_id}' ({said})", f'set HF_TOKEN to a token that may {verb} this repository')
     return StepError(f"the Hub at {hub} could not {verb} '{repo_id}' ({said})", 'mend what the message names; when it looks right, try again later')
 
@@ -50,7 +50,7 @@ def hub_error(
     if {'InvalidURL', 'UnsupportedProtocol', 'TooManyRedirects', 'DecodingError'} & kinds: return no_hub(endpoint)
     if 'TransportError' in kinds: return PassingError(f'the Hub could not be reached at {hub} ({type(error).__name__})', 'check the network, the proxy and HF_ENDPOINT')
     if 'HFValidationError' in kinds: return RequestError(f"'{repo_id}' is no name of a repository", 'a repository is called OWNER/NAME')
-    if 'ValueError' in kinds: return StepError(f"the Hub at {hub} could not {verb} '{repo_id}' ({' '.join(str(error).split())[:200]})", 'mend what the message names and run again')
+    if 'ValueError' in kinds: return StepError(f"the Hub at {hub} could not {verb} '{repo_id}' ({one_line(str(error))[:200]})", 'mend what the message names and run again')
     return error
 
 # %% ../nbs/api/16_hub_store.ipynb #8dbc0bd8
@@ -146,6 +146,17 @@ def describe(self:HubStore,
         if not found.commit_hash or not found.etag or found.size is None: raise no_hub(endpoint)
     return Stored(path, found.size, f'{found.commit_hash} {found.etag}', found.etag if len(found.etag) == 64 else None)
 
+# %% ../nbs/api/16_hub_store.ipynb #7fc947de
+@patch
+def is_public(self:HubStore)->bool:
+    "Can everybody see the repository? One that is not there will be made, a private one."
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    with self._reached() as (endpoint, *_), quiet_hub():
+        try: return not patiently(lambda: HfApi(endpoint=endpoint).repo_info(self.repo_id), _WAITS).private
+        except GatedRepoError: return True
+        except RepositoryNotFoundError: return False
+
 # %% ../nbs/api/16_hub_store.ipynb #4df90cfb
 @contextmanager
 def _opened(self:HubStore, stored:Stored, wanted:dict):
@@ -182,9 +193,12 @@ def read(self:HubStore,
 def _part(store:HubStore, stored:Stored, start:int, count:int)->bytes:
     with _opened(store, stored, {'Range': f'bytes={start}-{start + count - 1}'}) as response:
         if response.status_code != 206: raise StepError('this Hub gives whole files only, so an archive cannot be read piece by piece', 'use another mirror, or another store')
-        data = response.read()
+        data = bytearray()
+        for block in response.iter_raw():
+            data += block
+            if len(data) > count: raise StepError(f"more than was asked for arrived of '{store.address/stored.path}'", 'this Hub cannot be used as a store; get the archive from another one')
     if len(data) != count: raise PassingError(f"{len(data)} of {count} bytes arrived of '{store.address/stored.path}'")
-    return data
+    return bytes(data)
 
 @patch
 def blocks(self:HubStore,

@@ -28,13 +28,22 @@ from .results import read_results
 
 _log = logging.getLogger(__name__)
 
-# %% ../nbs/api/18_hub_upload.ipynb #ff69a909
+# %% ../nbs/api/18_hub_upload.ipynb #53acce23
+_SMALL = 10 << 20 # Bytes; what is smaller may be kept in git itself, which does not know its SHA-256: it is read once, and what was compared is what is sent
+
+def _content(directory:Path, name:str, record:FileRecord)->Path|bytes:
+    "A file to upload, or what is in it when it is small."
+    if record.size > _SMALL: return directory/name
+    data = (directory/name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != record.sha256: raise CheckError(f"'{name}' was changed while the model was being uploaded", 'run the same command again')
+    return data
+
 def _contents(directory:Path, manifest:Manifest, card:str)->dict[str,Path|bytes]: # Path in the repository → file or content
     "What is uploaded."
     data = card.encode()
     files = manifest.files | {'README.md': FileRecord(len(data), hashlib.sha256(data).hexdigest())}
     made = {'README.md': data, MANIFEST_NAME: replace(manifest, files=dict(sorted(files.items()))).to_json().encode()}
-    return {name: directory/name for name in sorted(manifest.files)} | made
+    return {name: _content(directory, name, record) for name, record in sorted(manifest.files.items())} | made
 
 def _size(content:Path|bytes)->int: return len(content) if isinstance(content, bytes) else content.stat().st_size
 
@@ -66,7 +75,7 @@ def _outdated(store:HubStore, contents:dict, listed:dict)->list[str]: # Paths
     except CheckError: return []
     return [name for name in (*before.files, SIGNATURE_NAME) if name in listed and name not in contents]
 
-# %% ../nbs/api/18_hub_upload.ipynb #53acce23
+# %% ../nbs/api/18_hub_upload.ipynb #ff69a909
 def _repository(hub, repo_id:str, public:bool)->bool: # Is it private?
     "Make the repository, or see that the one that is there is as private as is wanted."
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -83,7 +92,7 @@ def _repository(hub, repo_id:str, public:bool)->bool: # Is it private?
 def _send(hub, repo_id:str, contents:dict, outdated:list[str], message:str)->str: # The commit
     "One commit with these files, and without those."
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-    total = sum(map(_size, contents.values()))
+    total = sum(_size(content) for content in contents.values() if isinstance(content, Path))
     with ExitStack() as stack, progress(total, f'upload {repo_id}') as bar:
         def operation(name, content):
             if isinstance(content, bytes): return CommitOperationAdd(name, io.BytesIO(content))

@@ -6,7 +6,7 @@
 __all__ = ['PIECE', 'IN_FLIGHT', 'MOST_PARTS', 'TROUBLES', 'AGAIN', 'Trouble', 'problem', 'ObjectStore', 'in_background']
 
 # %% ../nbs/api/16_object_store.ipynb #04a09f22
-import atexit, logging, os, re
+import atexit, json, logging, os, re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 from fastcore.basics import patch
 
 from . import __version__
-from .addresses import SCHEMES, Address, ChangedError, PassingError, Stored
-from .errors import MissingPackage, RequestError, StepError
+from .addresses import SCHEMES, Address, ChangedError, PassingError, RefusedError, Stored
+from .errors import MissingPackage, RequestError, StepError, one_line
 from .files import CHUNK
 from .origin import shown
 from .transfer import patiently
@@ -73,7 +73,7 @@ def _amazon_credentials()->dict:
     provider = _from_boto3()
     return dict(credential_provider=provider) if provider else dict(skip_signature=True)
 
-# %% ../nbs/api/16_object_store.ipynb #2ed7f9ae
+# %% ../nbs/api/16_object_store.ipynb #cbe06ca3
 _GOOGLE = ('GOOGLE_APPLICATION_CREDENTIALS', 'GOOGLE_SERVICE_ACCOUNT', 'GOOGLE_SERVICE_ACCOUNT_PATH', 'GOOGLE_SERVICE_ACCOUNT_KEY', 'GOOGLE_BEARER_TOKEN', 'K_SERVICE', 'CLOUD_RUN_JOB', 'GCE_METADATA_HOST')
 _LOGGED_IN = Path('~/.config/gcloud/application_default_credentials.json')
 _MACHINE = Path('/sys/class/dmi/id/product_name') # Says whose machine this is, where the system tells
@@ -83,9 +83,25 @@ def _google_endpoint()->str:
     host = os.environ.get('STORAGE_EMULATOR_HOST', '')
     return host if '://' in host or not host else f'http://{host}'
 
+def _kind_of(file:Path)->str:
+    "What a file with Google's credentials holds; '' when there is none that can be read."
+    try: return str(json.loads(file.expanduser().read_text(encoding='utf-8'))['type'])
+    except (OSError, ValueError, LookupError, TypeError): return ''
+
+def _from_google_auth(kind:str):
+    "What gives the credentials that obstore does not read itself."
+    try:
+        import google.auth
+        from obstore.auth.google import GoogleCredentialProvider
+    except ImportError: raise MissingPackage(f"Google's credentials are of the kind '{one_line(kind)[:40]}', which is read by google-auth, and that is not installed", "pip install 'whisper_nb[gdrive]'") from None
+    try: return GoogleCredentialProvider(google.auth.default(scopes=['https://www.googleapis.com/auth/devstorage.read_write'])[0])
+    except (google.auth.exceptions.GoogleAuthError, ValueError): raise StepError("Google's credentials cannot be used", SCHEMES['gs'].credentials) from None
+
 def _google_credentials()->dict:
     "Options for `GCSStore`; empty when obstore finds them."
     if _google_endpoint(): return dict(credential_provider=lambda: dict(token='for a stand-in', expires_at=None)) # obstore does not write without any
+    kind = _kind_of(Path(os.environ.get('GOOGLE_APPLICATION_CREDENTIALS') or _LOGGED_IN))
+    if kind not in ('', 'service_account', 'authorized_user'): return dict(credential_provider=_from_google_auth(kind))
     at_google = _MACHINE.is_file() and _MACHINE.read_text(errors='replace').startswith('Google')
     return {} if at_google or _LOGGED_IN.expanduser().is_file() or any(os.environ.get(name) for name in _GOOGLE) else dict(skip_signature=True)
 
@@ -123,8 +139,9 @@ TROUBLES = (
         "the bucket '{place}' is in another region", 'set AWS_REGION to the region of the bucket'),
     Trouble('<Code>RequestTimeTooSkewed<', StepError, 'the clock of this machine is wrong, so {server} refuses its signatures', 'set the clock and run again'),
     Trouble('^PreconditionError', ChangedError, '{file} was changed while it was read'),
-    Trouble('^(PermissionDenied|Unauthenticated)Error|<Code>(ExpiredToken|InvalidToken|InvalidAccessKeyId|AccessDenied|SignatureDoesNotMatch)<', StepError,
-        '{server} refuses access to {file}{said}', '{credentials}'),
+    Trouble('<Code>InvalidObjectState<', StepError, '{file} is archived at {server}, where it cannot be read at once', 'bring it back first (aws s3api restore-object), or publish with another storage class'),
+    Trouble('^UnauthenticatedError|<Code>(ExpiredToken|InvalidToken|InvalidAccessKeyId|SignatureDoesNotMatch)<', StepError, '{server} refuses access to {file}{said}', '{credentials}'),
+    Trouble('^PermissionDeniedError|<Code>AccessDenied<', RefusedError, '{server} refuses access to {file}{said}', '{credentials}'),
     Trouble('^FileNotFoundError', RequestError, 'there is no {file}', 'check the address'),
     Trouble(_STATUS.format('408|425|429|500|502|503|504|52.') + '|<Code>(SlowDown|InternalError|RequestTimeout|ServiceUnavailable)<', PassingError, '{server} is busy or failing{said}'),
     Trouble(_STATUS.format('...'), StepError, '{server} refuses the request for {file}{said}', 'check the address; for a server of your own also what it supports'),
@@ -170,7 +187,7 @@ class ObjectStore:
     "A bucket, or a place on a web server."
     def __init__(self,
         address:Address, # s3, gs, http or https
-        storage_class:str|None = None, # For what is written: STANDARD_IA, GLACIER_IR, NEARLINE, …; None: the bucket's own
+        storage_class:str|None = None, # For the files that are written, not for notes about them: STANDARD_IA, GLACIER_IR, NEARLINE, …; None: the bucket's own
         server_side_encryption:str|None = None, # S3 only: AES256, aws:kms or aws:kms:dsse; None: the bucket's own
         kms_key:str|None = None, # S3 only: the key's id or name at AWS KMS
     ):
@@ -178,7 +195,7 @@ class ObjectStore:
         if address.scheme != 's3' and (server_side_encryption or kms_key): raise RequestError('encryption by the server is chosen for S3 only', f'leave it out for {address.scheme}://')
         if storage_class and not self.writable: raise RequestError('a web server has no storage classes', f'leave it out for {address.scheme}://')
         if kms_key and not server_side_encryption: server_side_encryption = 'aws:kms'
-        self._attributes = {'Storage-Class': storage_class} if storage_class else {}
+        self._attributes = {'Storage-Class': storage_class} if storage_class else None
         self._encryption = {name: value for name, value in dict(server_side_encryption=server_side_encryption, sse_kms_key_id=kms_key).items() if value}
         self._endpoint = _endpoint(address)
 
@@ -210,7 +227,7 @@ class ObjectStore:
         except (BaseError, FileNotFoundError, ValueError) as error:
             raise problem(error, self.address/path if path else self.address, self._server, 'skip_signature' not in self._who) from None
 
-# %% ../nbs/api/16_object_store.ipynb #cbe06ca3
+# %% ../nbs/api/16_object_store.ipynb #9325a112
 def _version(meta:dict)->str|None:
     "What pins the content: the ETag, or else when it was written."
     return meta['e_tag'] or (meta['last_modified'].isoformat() if meta['last_modified'].year > 1970 else None)
@@ -238,18 +255,25 @@ def describe(self:ObjectStore,
             return None
         page = answer.attributes.get('Content-Type', '').startswith('text/html')
         stored = Stored(path, answer.meta['size'], _version(answer.meta), ranges=ranges)
-        if ranges: answer.bytes()
+        if ranges: list(self._taken(answer, 2))
     if page and not self.writable and not path.endswith(('.html', '.htm')):
-        raise StepError(f"{self._server} answered with a web page in place of '{path or self.address.name}'", 'open the address in a browser: there may be a login, or the file is not there')
+        raise RefusedError(f"{self._server} answered with a web page in place of '{path or self.address.name}'", 'open the address in a browser: there may be a login, or the file is not there')
     return stored
 
-# %% ../nbs/api/16_object_store.ipynb #9325a112
+# %% ../nbs/api/16_object_store.ipynb #0b7aad40
 _BLOCK = 256 << 10 # Bytes taken over from obstore at a time
 
 @patch
 def _require_same(self:ObjectStore, stored:Stored, meta:dict):
     "`ChangedError` when an answer is about another version."
     if _version(meta) != stored.version or meta['size'] != stored.size: raise ChangedError(f"'{stored.path or self.address.name}' was changed while it was read")
+
+@patch
+def _taken(self:ObjectStore, answer, count:int)->Iterator:
+    "The blocks of an answer; an error when they are more bytes than were asked for."
+    for block in answer.stream(min_chunk_size=_BLOCK):
+        if (count := count - len(block)) < 0: raise StepError(f'{self._server} sent more than was asked for', 'it cannot be used as a store; get the archive from another one')
+        yield block
 
 @patch
 def read(self:ObjectStore,
@@ -268,7 +292,7 @@ def read(self:ObjectStore,
             whole.seek(count - 1)
             whole.write(b'0') # takes all the memory at once: growing would take twice as much
             whole.seek(0)
-            for block in answer.stream(min_chunk_size=_BLOCK): whole.write(block)
+            for block in self._taken(answer, count): whole.write(block)
             if whole.tell() != count: raise PassingError(f'{self._server} sent too little')
             return whole.getvalue()
 
@@ -298,7 +322,7 @@ def in_background(
     thread.start()
     return future
 
-# %% ../nbs/api/16_object_store.ipynb #0b7aad40
+# %% ../nbs/api/16_object_store.ipynb #0f4315cf
 AGAIN = (1, 4) # Seconds before an upload is begun anew
 
 class _Stopped(Exception):
@@ -319,7 +343,7 @@ def _send(self:ObjectStore, path:str, source, **options):
     if not self.writable: raise RequestError(f"'{self.address}' can only be read", 'publish to a directory, s3://, gs://, hf:// or gdrive://')
     if self.address.scheme == 'gs' and 'skip_signature' in self._who: # obstore would look for credentials all the same, and for long
         raise StepError(f"no credentials for {self._server} were found", SCHEMES['gs'].credentials)
-    with self._explained(path): obstore.put(self._writer, self._key(path), source, attributes=self._attributes or None, **options)
+    with self._explained(path): obstore.put(self._writer, self._key(path), source, **options)
 
 @patch
 def write_bytes(self:ObjectStore,
@@ -337,7 +361,7 @@ def _send_parts(self:ObjectStore, file:Path, size:int, path:str, advance:Callabl
         nonlocal sent
         sent += some
         advance(some)
-    sending = in_background(partial(self._send, path, _blocks_of(file, count, stop), chunk_size=part, max_concurrency=together))
+    sending = in_background(partial(self._send, path, _blocks_of(file, count, stop), attributes=self._attributes, chunk_size=part, max_concurrency=together))
     try: sending.result()
     except BaseException:
         stop.set()
@@ -353,5 +377,5 @@ def write(self:ObjectStore,
     "Put a file there: complete, or not at all."
     size = Path(file).stat().st_size
     if size > PIECE: return patiently(lambda: self._send_parts(Path(file), size, path, advance), AGAIN)
-    self.write_bytes(Path(file).read_bytes(), path)
+    self._send(path, Path(file).read_bytes(), attributes=self._attributes, use_multipart=False)
     advance(size)

@@ -10,13 +10,14 @@ import json, logging, os, shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Optional
 
-from .addresses import is_archive_name, parse_address
-from .archive import SIDECARS, sidecar_line
+from .addresses import is_archive_name, model_name, parse_address
+from .archive import SIDECARS, opened_archive, read_label, sidecar_line
 from .compression import FORMATS
 from .errors import CheckError, RequestError, StepError, WhisperNbError
 from .files import SIGNATURE_NAME, hash_file, human_bytes, locked, read_manifest, require_writable
@@ -25,7 +26,7 @@ from .pack import pack
 from .parameters import check_arguments
 from .report import Live, Outcome, Report, Step, environment, progress, run_step, save_report, utc_now
 from .restore import LATEST_NAME, PREFIX, RECORD_NAME, Publication, read_record
-from .stores import find, hash_stored, open_store, read_small
+from .stores import find, hash_stored, if_shown, open_store, read_small
 from .unpack import unpack
 from .verify import require_verified
 
@@ -80,18 +81,20 @@ def _reached(job:SimpleNamespace)->Outcome:
     "Does the store answer, and what does it hold?"
     job.store = open_store(job.address, storage_class=job.storage_class, server_side_encryption=job.server_side_encryption, kms_key=job.kms_key)
     if not job.store.writable: raise RequestError(f"'{job.address}' can only be read", 'publish to a path, s3://, gs://, hf:// or gdrive://; a web server can serve the directory')
+    if job.address.scheme == 'hf' and job.store.is_public(): _log.warning("'%s' is public: everybody can download what is published there", job.address.place)
     job.latest = _publication(job.store, f'{job.name}/{LATEST_NAME}')
     return Outcome(None, f"{job.address}: {f'version {job.latest.version} is the latest' if job.latest else f'no {job.name} yet'}")
 
 def _publication(store, path:str)->Publication|None:
     "A record in the store; None when there is none, or none that could be kept."
-    try: return read_record(store, path)
+    try: return if_shown(read_record, store, path)
     except CheckError: return None
 
 # %% ../nbs/api/18_publish.ipynb #79fc07f9
 def _verify(job:SimpleNamespace)->Outcome:
     "Is it what it must be?"
     if job.packed:
+        job.was = _state(job.path)
         job.directory = unpack(job.path, job.place)
         if job.directory.name != job.name: raise RequestError(f"'{job.path.name}' holds the model '{job.directory.name}'", f"name the archive after the model: {job.path.name.replace(job.name, job.directory.name, 1)}")
     detail = _prove(lambda: _verified(job.directory, job.outputs_dir), job.force, job.reasons)
@@ -101,24 +104,34 @@ def _verify(job:SimpleNamespace)->Outcome:
 
 def _test(job:SimpleNamespace)->Outcome:
     "Does it work offline?"
-    return Outcome(None, _prove(lambda: _heard(job.directory), job.force, job.reasons))
+    before = len(job.reasons)
+    detail = _prove(lambda: _heard(job.directory), job.force, job.reasons)
+    job.tested = len(job.reasons) == before
+    return Outcome(None, detail)
 
-# %% ../nbs/api/18_publish.ipynb #baeaa80d
+# %% ../nbs/api/18_publish.ipynb #b893dc18
+def _state(file:Path)->tuple: # Changes when the file does
+    found = file.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+def _made_anew(job:SimpleNamespace)->StepError: return StepError(f"'{job.path}' was made anew while it was being published", 'run the same command again')
+
 def _compress(job:SimpleNamespace)->Outcome:
     "The archive and its checksums."
     if job.packed:
         job.archive, job.bytes = job.path, job.path.stat().st_size
         with progress(job.bytes, f'hash {job.path.name}') as bar: job.digests = hash_file(job.path, SIDECARS, bar.update)
+        if _state(job.path) != job.was: raise _made_anew(job)
         return Outcome(None, 'the archive as it was given', job.bytes, True)
     made = pack(job.directory, outputs_dir=job.outputs_dir, format=job.format)
-    if read_manifest(job.directory) != job.manifest: raise StepError(f"'{job.name}' was made anew while it was being published", 'run the same command again')
+    if read_manifest(job.directory) != job.manifest: raise _made_anew(job)
     job.archive, job.bytes, job.digests = made.path, made.bytes, {name: getattr(made, name) for name in SIDECARS}
     return Outcome(None, f'{made.path.name}, {made.ratio:.0%} of {human_bytes(made.source_bytes)}', made.bytes, made.reused)
 
 # %% ../nbs/api/18_publish.ipynb #d5a4002e
-def _fault(job:SimpleNamespace)->str: # '' when all is well
+def _fault(job:SimpleNamespace, look:Callable)->str: # '' when all is well
     "What is wrong with the archive that is in the store now."
-    stored = find(job.store, job.target)
+    stored = look(job.store, job.target)
     if stored is None: return 'it is not there'
     if stored.size != job.bytes: return f'it has {stored.size} bytes, not {job.bytes}'
     job.proof = 'size and SHA-256 as the store says' if stored.sha256 else 'read back: size and SHA-256 are right'
@@ -128,38 +141,41 @@ def _upload(job:SimpleNamespace)->Outcome:
     "The archive, unless it is there."
     job.version = job.digests['sha256'][:PREFIX]
     job.target = f'{job.name}/{job.version}/{job.archive.name}'
-    job.uploaded = bool(_fault(job))
+    job.uploaded = bool(_fault(job, partial(if_shown, find)))
     if job.uploaded:
         with progress(job.bytes, f'upload {job.archive.name}') as bar: job.store.write(job.archive, job.target, bar.update)
     return Outcome(None, str(job.address/job.target), job.bytes, not job.uploaded)
 
 def _check(job:SimpleNamespace)->Outcome:
     "Is what arrived what was sent?"
-    if job.uploaded and (fault := _fault(job)):
+    if job.uploaded and (fault := _fault(job, find)):
         raise CheckError(f"'{job.address/job.target}' is not what was uploaded: {fault}", 'run the same command again; latest.json still names the version before')
     return Outcome(None, job.proof, job.bytes, not job.uploaded)
 
-# %% ../nbs/api/18_publish.ipynb #b893dc18
+# %% ../nbs/api/18_publish.ipynb #55370f92
 def _put(store, data:bytes, path:str)->bool: # Was it written?
     "A small file, unless exactly this is there."
-    try: same = read_small(store, path) == data
+    try: same = if_shown(read_small, store, path) == data
     except CheckError: same = False
     if not same: store.write_bytes(data, path)
     return not same
 
 def _latest(job:SimpleNamespace)->Outcome:
     "Make this version the latest."
-    place, forced = f'{job.name}/{job.version}', '; '.join(job.reasons) or None
-    record = Publication(job.name, f'{job.version}/{job.archive.name}', job.bytes, job.digests['sha256'], job.manifest.sha256, utc_now(), job.signed, forced)
-    for kept in (_publication(job.store, f'{place}/{RECORD_NAME}'), job.latest):
-        if kept and replace(record, published=kept.published) == kept: record = kept
+    place, forced, latest = f'{job.name}/{job.version}', '; '.join(job.reasons) or None, _publication(job.store, f'{job.name}/{LATEST_NAME}')
+    if latest != job.latest: _log.warning("somebody else has published a version of '%s' meanwhile: %s", job.name, latest.version if latest else 'it is gone')
+    there = [kept for kept in (_publication(job.store, f'{place}/{RECORD_NAME}'), latest) if kept]
+    tested = job.tested or any(kept.tested and kept.sha256 == job.digests['sha256'] for kept in there)
+    record = Publication(job.name, f'{job.version}/{job.archive.name}', job.bytes, job.digests['sha256'], job.manifest.sha256, utc_now(), job.signed, tested, forced)
+    for kept in there:
+        if replace(record, published=kept.published) == kept: record = kept
     for name in SIDECARS: _put(job.store, sidecar_line(job.archive, job.digests[name]).encode(), f'{job.target}.{name}')
     _put(job.store, record.to_json().encode(), f'{place}/{RECORD_NAME}')
     moved = _put(job.store, record.to_json().encode(), f'{job.name}/{LATEST_NAME}')
-    before = f', before it was {job.latest.version}' if job.latest and job.latest.version != job.version else ''
+    before = f', before it was {latest.version}' if latest and latest.version != job.version else ''
     return Outcome(None, f'version {job.version}{before}', reused=not moved)
 
-# %% ../nbs/api/18_publish.ipynb #55370f92
+# %% ../nbs/api/18_publish.ipynb #05063b3e
 _WORKS = dict(zip(STEPS, (_reached, _verify, _test, _compress, _upload, _check, _latest))) # Step → what does it
 
 def _requested(job:SimpleNamespace):
@@ -171,8 +187,10 @@ def _requested(job:SimpleNamespace):
     if job.format not in FORMATS: raise RequestError(f"'{job.format}' is not a kind of archive", f"choose one of: {', '.join(FORMATS)}")
     require_writable(job.outputs_dir, '--outputs-dir')
     job.directory = None if job.packed else Path(os.path.abspath(job.path))
-    job.name = next(job.path.name.removesuffix(f'.{ending}') for ending in FORMATS if job.path.name.endswith(f'.{ending}')) if job.packed else job.directory.name
-    job.place, job.reasons = job.outputs_dir/'.publish'/job.name, []
+    job.name = model_name(job.path.name) if job.packed else job.directory.name
+    job.place, job.reasons, job.tested = job.outputs_dir/'.publish'/job.name, [], False
+    if job.directory and job.address.scheme == 'file' and Path(job.address.path, job.name).resolve().is_relative_to(job.directory.resolve()):
+        raise RequestError(f"'{job.address}' would put the archives into the model's own directory", 'give another directory for the store')
 
 def _do(name:str, job:SimpleNamespace)->Step:
     "One step, unless it is to be left out."
@@ -191,7 +209,7 @@ def _run_steps(job:SimpleNamespace, live:Live):
             shutil.rmtree(job.place, ignore_errors=True)
             with suppress(OSError): job.place.parent.rmdir() # unless another model is being proven there
 
-# %% ../nbs/api/18_publish.ipynb #05063b3e
+# %% ../nbs/api/18_publish.ipynb #97b01891
 def _results(job:SimpleNamespace)->dict:
     "What a program wants to know of a run."
     results = dict(model=job.name, url=str(job.address/job.name))
@@ -205,7 +223,7 @@ def publish(
     format:str='tar.gz', # Of the archive that is made: tar.gz; tar.zst: as small, faster to unpack; tar: not compressed
     force:bool=False, # Publish a model although a proof fails; its record says which
     skip_test:bool=False, # Do not test offline
-    storage_class:Optional[str]=None, # S3: for example STANDARD_IA
+    storage_class:Optional[str]=None, # S3 and Google: for example STANDARD_IA, NEARLINE
     server_side_encryption:Optional[str]=None, # S3: AES256 or aws:kms
     kms_key:Optional[str]=None, # S3: the key for aws:kms
     outputs_dir:str='outputs', # Where the archive and the report are written

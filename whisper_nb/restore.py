@@ -12,15 +12,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Optional
 
-from .addresses import Address, ChangedError, Stored, is_archive_name, parse_address
+from .addresses import Address, ChangedError, RefusedError, Stored, is_archive_name, model_name, parse_address
 from .archive import SIDECARS, parse_sidecar
 from .compression import FORMATS
-from .errors import CheckError, RequestError
+from .errors import CheckError, RequestError, one_line
 from .files import human_bytes, is_safe_name
 from .parameters import check_arguments
 from .report import progress
 from .signing import read_public_key
-from .stores import find, open_store, read_ahead, read_small
+from .stores import find, if_shown, open_store, read_ahead, read_small
 from .unpack import unpack_from
 
 _log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class Publication:
     manifest_sha256: str # Of the model's manifest: which model it is, however it was packed
     published: str # Time in UTC, ISO 8601
     signed: bool = False # Does a signature travel in the archive?
+    tested: bool = True # Did it transcribe with the network denied before it was published?
     forced: str|None = None # What spoke against publishing it, when somebody insisted
 
     @property
@@ -46,7 +47,7 @@ class Publication:
     def to_json(self)->str: return json.dumps({'version': 1, **asdict(self)}, indent=1, ensure_ascii=False) + '\n'
 
 # %% ../nbs/api/17_restore.ipynb #134af60e
-_KINDS = dict(model=(str,), archive=(str,), bytes=(int,), sha256=(str,), manifest_sha256=(str,), published=(str,), signed=(bool,), forced=(str, type(None))) # Field → types
+_KINDS = dict(model=(str,), archive=(str,), bytes=(int,), sha256=(str,), manifest_sha256=(str,), published=(str,), signed=(bool,), tested=(bool,), forced=(str, type(None))) # Field → types
 
 def _is_sound(found:Publication)->bool:
     "Does it say what such a file may say?"
@@ -96,6 +97,7 @@ class _Source:
     path: str # Of the archive, from the store's own address
     record: Publication|None # What the store says of this version
     expected: dict # Algorithm → digest the archive must have
+    version: str = '' # What its SHA-256 must begin with
 
     @property
     def address(self)->Address: return self.store.address/self.path
@@ -103,7 +105,7 @@ class _Source:
 def _checksum(store, path:str)->dict: # As `expected`
     "What the strongest checksum file beside an archive says."
     for algorithm in reversed(SIDECARS):
-        data = read_small(store, f'{path}.{algorithm}', _LIMIT)
+        data = if_shown(read_small, store, f'{path}.{algorithm}', _LIMIT)
         if data is not None: return {algorithm: parse_sidecar(data, Path(path).name, algorithm)}
     return {}
 
@@ -116,22 +118,32 @@ def _is_about(record:Publication, address:Address)->bool: # address: of a model'
 
 def _own_record(store)->Publication|None:
     "The record of a version, in its directory; None when it is about another version."
-    record = read_record(store, RECORD_NAME)
+    record = if_shown(read_record, store, RECORD_NAME)
     return record if record and record.version == store.address.name and _is_about(record, store.address.parent) else None
 
 def _of_archive(address:Address)->_Source:
     "The archive of this URL."
     store, name = open_store(address.parent), address.name
     if address.query: return _Source(store, name, None, {})
-    record = _own_record(store) if _is_version(address.parent.name) else None
-    return _Source(store, name, record if record and Path(record.archive).name == name else None, _checksum(store, name))
+    version = address.parent.name if _is_version(address.parent.name) else ''
+    record = _own_record(store) if version else None
+    return _Source(store, name, record if record and Path(record.archive).name == name else None, _checksum(store, name), version)
+
+def _first_there(store, names:list)->str|None:
+    "The first of these files that is there."
+    refusal = None
+    for name in names:
+        try:
+            if find(store, name): return name
+        except RefusedError as error: refusal = error
+    if refusal: raise refusal
 
 def _of_version(address:Address)->_Source|None:
     "The archive in a version's directory; None when there is none."
     store = open_store(address)
     record, endings = _own_record(store), [f'{address.parent.name}.{ending}' for ending in FORMATS]
-    name = Path(record.archive).name if record else next((name for name in endings if find(store, name)), None)
-    return name and _Source(store, name, record, _checksum(store, name))
+    name = Path(record.archive).name if record else _first_there(store, endings)
+    return name and _Source(store, name, record, _checksum(store, name), address.name)
 
 def _of_model(address:Address)->_Source:
     "The latest version."
@@ -146,7 +158,7 @@ def _of_model(address:Address)->_Source:
 def _nothing_there(address:Address)->RequestError:
     "The error for a URL at which nothing was published."
     advice = 'check the URL: STORE/MODEL, STORE/MODEL/VERSION or an archive (…/MODEL.tar.gz); `whisper-nb publish` puts models there'
-    if address.scheme == 'hf': advice += f'; a repository that holds the model itself: whisper-nb prepare {address.place}'
+    if address.scheme == 'hf': advice += f'; for a private repository set HF_TOKEN; a repository that holds the model itself: whisper-nb prepare {address.place}'
     return RequestError(f"no published model is at '{address}'", advice)
 
 def _find(address:Address)->_Source:
@@ -159,17 +171,18 @@ def _other(address:Address, how:str)->CheckError:
     "The error for an archive that is not the one the store promises."
     return CheckError(f"'{address}' is not what was published: {how}", 'restore another version (STORE/MODEL/VERSION), or publish this one again: what is wrong in the store is replaced')
 
-def _describe(source:_Source)->tuple[Stored, dict]: # What to read; algorithm → digest it must have
+def _describe(source:_Source)->tuple[Stored, dict]: # What to read; algorithm → digest it must have, or how that must begin
     "The archive as it is in the store now."
     stored = find(source.store, source.path)
     if stored is None: raise (_nothing_there(source.address) if source.record is None else _other(source.address, 'it is missing'))
     if source.record and stored.size != source.record.bytes: raise _other(source.address, f'it has {stored.size} bytes, not {source.record.bytes}')
-    known = {'sha256': stored.sha256} if stored.sha256 else {}
-    claims = [source.expected, known, {'sha256': source.record.sha256} if source.record else {}]
-    if len({claim['sha256'] for claim in claims if 'sha256' in claim}) > 1: raise _other(source.address, 'its SHA-256 is another one')
-    return stored, source.expected or known
+    claims = {source.expected.get('sha256'), stored.sha256, source.record and source.record.sha256} - {None}
+    if len(claims) > 1 or not all(claim.startswith(source.version) for claim in claims): raise _other(source.address, 'its SHA-256 is another one')
+    known = next(iter(claims), source.version)
+    return stored, source.expected | ({'sha256': known} if known else {})
 
 # %% ../nbs/api/17_restore.ipynb #17b7d22e
+_TESTED = {True: 'yes, it transcribed offline before it was published', False: 'not before it was published: whisper-nb test'} # Nothing is said when there is no record
 _SIGNED = {'no': 'no', 'not checked': 'yes; who signed it was not checked: --public-key', 'checked': 'yes, with the key that was given'}
 
 @dataclass(frozen=True, repr=False)
@@ -181,20 +194,18 @@ class Restored:
     fetched: int # Bytes that came from the store
     reused: bool # Was it already there, and right?
     signed: str # 'no', 'not checked' or 'checked'
+    tested: bool|None = None # Did it transcribe offline before it was published? None: nothing is known of that
     forced: str|None = None # What spoke against publishing it, when somebody insisted
     seconds: float = 0 # Wall time
 
     def __repr__(self):
         came = f'was already there, every byte of it ({human_bytes(self.fetched)} fetched to know)' if self.reused else f'{human_bytes(self.fetched)} fetched'
         lines = [f'✅ {self.path}: {human_bytes(self.bytes)}, {came}, in {self.seconds:.1f} s', f'  from    {self.url}', f'  signed  {_SIGNED[self.signed]}']
+        if self.tested is not None: lines.append(f'  tested  {_TESTED[self.tested]}')
         return '\n'.join(lines + [f'⚠️ it was published although {self.forced}'] * bool(self.forced))
     def to_json(self)->str: return json.dumps(asdict(self) | dict(path=str(self.path)), indent=1, ensure_ascii=False)
 
 # %% ../nbs/api/17_restore.ipynb #47e0407a
-def _plain(text:str)->str:
-    "A stranger's text as one short printable line."
-    return ''.join(letter if letter.isprintable() else '�' for letter in ' '.join(text.split()))[:300]
-
 def restore(
     url:str, # STORE/MODEL: its latest version; STORE/MODEL/VERSION; or an archive: …/MODEL.tar.gz
     dest:str='models', # The directory in which the model's directory appears
@@ -208,10 +219,10 @@ def restore(
     stored, expected = _describe(source)
     name, record = Path(source.path).name, source.record
     with progress(stored.size, f'restore {name}') as bar, read_ahead(source.store, stored, advance=bar.update) as reader:
-        must_be = dict(name=record.model, manifest_sha256=record.manifest_sha256) if record else {}
-        made = unpack_from(reader, name, dest, expected, public_key, to_the_end=False, **must_be)
+        must_be = dict(manifest_sha256=record.manifest_sha256, signed=record.signed) if record else {}
+        made = unpack_from(reader, name, dest, expected, public_key, to_the_end=False, name=model_name(name), **must_be)
         fetched = reader.fetched
     signed = 'checked' if made.signature else 'not checked' if made.signed else 'no'
-    forced = _plain(record.forced) if record and record.forced else None
+    forced = one_line(record.forced)[:300] if record and record.forced else None
     if forced: _log.warning("'%s' was published although %s", made.path.name, forced)
-    return Restored(made.path, str(source.address), made.manifest.size, fetched, made.reused, signed, forced, perf_counter() - start)
+    return Restored(made.path, str(source.address), made.manifest.size, fetched, made.reused, signed, record and record.tested, forced, perf_counter() - start)

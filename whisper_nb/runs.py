@@ -7,9 +7,11 @@ __all__ = ['notebook_parameters', 'check_parameters', 'use_project_directory', '
 
 # %% ../nbs/api/15_runs.ipynb #acf684a4
 import os
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Optional
+from urllib.parse import urlsplit
 
 from .errors import CheckError, RequestError, StepError, WhisperNbError
 from .files import write_atomic
@@ -31,6 +33,14 @@ def notebook_parameters(
     return {name: _KINDS.get(entry['inferred_type_name'], str) for name, entry in found.items()}
 
 # %% ../nbs/api/15_runs.ipynb #61fceb5f
+def _refuse_secret(name:str, value):
+    "A URL that opens a door does not go into a notebook, which keeps its parameters."
+    if not isinstance(value, str) or '://' not in value: return
+    with suppress(ValueError):
+        parts = urlsplit(value)
+        if parts.query or parts.username is not None:
+            raise RequestError(f"'{name}' is a signed URL, or one with a password: the executed notebook would keep it", 'use the command in place of the notebook, and the environment for what proves who you are')
+
 def check_parameters(
     notebook:Path, # As in `notebook_parameters`
     given:dict[str,Any], # Name → value, or the text of one
@@ -39,6 +49,7 @@ def check_parameters(
     known, values = notebook_parameters(notebook), {}
     for name, value in given.items():
         if name not in known: raise RequestError(f"'{Path(notebook).name}' has no parameter '{name}'", near_name(name, list(known)))
+        _refuse_secret(name, value)
         values[name] = parse_value(name, value, known[name]) if isinstance(value, str) else check_value(name, value, known[name])
     return values
 

@@ -164,7 +164,7 @@ def read_signature(
     return path.read_bytes()
 
 _SIGN_AGAIN = f'sign it again (whisper-nb sign DIR --key KEY), or remove {SIGNATURE_NAME}'
-_DISTRUST = 'do not use it: get it again from whoever signed it, and ask them for the fingerprint of their key'
+_DISTRUST = 'do not use it: get it again from whoever signed it, and ask them for the fingerprint of their key; that of yours: openssl pkey -pubin -in KEY.pub -outform DER | sha256sum'
 
 # %% ../nbs/api/04_signing.ipynb #ff998e10
 def _statement(data:bytes)->tuple[dict,str|None]: # As from `signed_files`; the library's mark of the key

@@ -88,31 +88,35 @@ class Unpacked:
         return f'{self.path.name}: {len(self.manifest.files)} files, {human_bytes(self.manifest.size)}{signed}{", already there" if self.reused else ""}; {human_bytes(self.read)} read'
 
 # %% ../nbs/api/07_unpack.ipynb #1107eb9f
-def _require_label(label:Label, name:str|None, manifest_sha256:str|None):
+def _require_label(label:Label, name:str|None, manifest_sha256:str|None, signed:bool, named:bool):
     "Refuse another model than the one that is expected."
-    if name not in (None, label.name): raise refused(f"it holds '{label.name}', not '{name}'")
+    if name not in (None, label.name):
+        raise CheckError(f"the archive is refused: it holds '{label.name}', not '{name}'", f'an archive is called after its model: when this is the right one, rename it to {label.name}.tar.gz (or .tar.zst, .tar)')
     if manifest_sha256 not in (None, label.manifest.sha256): raise refused(f'its {MANIFEST_NAME} is another one than was published')
+    if signed and label.signature is None: raise refused('it was signed when it was published, and is not any more')
+    if named and label.manifest.name != label.name: raise refused(f"what was signed in it is '{label.manifest.name}', not '{label.name}'")
 
 def _compare(archive_name:str, digests:dict, expected:dict):
     "`CheckError` when the archive's bytes are not those that were expected."
     for algorithm, digest in expected.items():
-        if digests[algorithm] != digest.lower():
+        if not digests[algorithm].startswith(digest.lower()):
             raise CheckError(f"'{archive_name}' has another {algorithm} than was written down for it", 'copy or download the archive and its checksum again; if it stays so, pack or publish the model again')
 
 def unpack_from(
     reader, # Has `read(size)`; at the beginning of an archive
     archive_name:str, # Its ending tells the format
     dest:str|Path, # The directory in which the model's directory appears
-    expected:dict, # Algorithm → hexadecimal digest to compare the archive's bytes with; empty: none is known
+    expected:dict, # Algorithm → hexadecimal digest the archive must have, or how that must begin; empty: none is known
     public_key:str|Path|None = None, # PEM file of whoever must have signed; None: signed or not
     to_the_end:bool = True, # Read on and prove the archive also when exactly this model is already there?
     name:str|None = None, # The model's directory that must be in it; None: any
     manifest_sha256:str|None = None, # `sha256` of the manifest that must be in it; None: any
+    signed:bool = False, # Must it carry a signature, whosever it is?
 )->Unpacked: # Whoever calls this shows the progress: it knows how much there is to read
     "Unpack an archive while it arrives; the model appears complete and proven, or not at all."
     if public_key is not None: read_public_key(public_key) # a wrong request is told before anything is read
     with reading(reader, archive_name, tuple(expected)) as (tar, hashes):
-        _require_label(label := read_label(tar), name, manifest_sha256)
+        _require_label(label := read_label(tar), name, manifest_sha256, signed, public_key is not None)
         final = Path(dest)/label.name
         require_writable(dest, 'DEST, the second argument')
         with locked(final), _staged(final) as staging:

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .contents import read_dimensions, read_weights, require_shapes, weights_file
-from .errors import CheckError, RequestError
+from .errors import CheckError, RequestError, one_line
 from .files import KnownHashes, MANIFEST_NAME, Manifest, SIGNATURE_NAME, UNLISTED, differences, human_bytes, is_safe_name, read_manifest
 from .formats import FEATURES, FORMATS, PICKLES, FormatError, Weights, damaged, foreign_format, missing_files, model_format
 from .formats import fits_quantization, read_json
@@ -375,13 +375,9 @@ def _remedy(model:_Model)->str:
     elif source.get('kind') == 'local' and not model.changes: return 'every file is as it was brought, so bringing it again changes nothing: choose another checkpoint, or mend this one where it was made'
     elif source.get('kind') == 'local': words = 'prepare', f"…/{source.get('name')}", '--fresh' # where it was is not in the manifest
     else: words = 'prepare', manifest.checkpoint, '--fresh'
-    return _plain(f"make it again: whisper-nb {' '.join(shlex.quote(str(word)) for word in words)}")
+    return one_line(f"make it again: whisper-nb {' '.join(shlex.quote(str(word)) for word in words)}")
 
 def _home(path:Path)->Path: return path.parent.parent if path.parent.name == '.staging' else path.parent # Where the model's directory is or will be
-
-def _plain(text:str)->str:
-    "Text from a stranger's file as one printable line."
-    return ''.join(letter if letter.isprintable() else '�' for letter in ' '.join(text.split()))
 
 def _checks(model:_Model)->tuple: # As `_CHECKS`
     "The checks to make: that of the signature only where there is one, or one is asked for."
@@ -392,12 +388,12 @@ def _run(model:_Model, name:str, function, parts:tuple)->Check:
     "Make one check."
     for part in parts:
         try: getattr(model, part)
-        except CheckError as error: return Check(name, None, _plain(f'not checked: {error.what}'))
+        except CheckError as error: return Check(name, None, one_line(f'not checked: {error.what}'))
     try: found = function(model)
-    except FormatError as error: return Check(name, False, _plain(error.what), _remedy(model))
-    except CheckError as error: return Check(name, False, _plain(error.what), _plain(error.advice))
-    except Exception as error: return Check(name, False, _plain(f'could not be checked ({type(error).__name__}: {error!s:.100})'), _remedy(model))
-    return Check(name, None if isinstance(found, _Unsure) else True, _plain(found))
+    except FormatError as error: return Check(name, False, one_line(error.what), _remedy(model))
+    except CheckError as error: return Check(name, False, one_line(error.what), one_line(error.advice))
+    except Exception as error: return Check(name, False, one_line(f'could not be checked ({type(error).__name__}: {error!s:.100})'), _remedy(model))
+    return Check(name, None if isinstance(found, _Unsure) else True, one_line(found))
 
 # %% ../nbs/api/05_verify.ipynb #cae7fa0d
 def _existing(path:str|Path)->Path:
