@@ -39,7 +39,7 @@ test-notebooks: $(READY) ## The notebooks, cell by cell
 	cd nbs && TQDM_DISABLE=1 ../$(BIN)/nbdev_test --n_workers 2 --do_print
 
 test-python: $(S3RVER) ## The tests that need servers, faults or time
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q --durations 10 tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -rs --durations 25 -o tmp_path_retention_policy=failed tests
 
 readme: $(READY) ## Write README.md from nbs/index.ipynb
 	$(BIN)/python docs/readme.py

@@ -62,7 +62,7 @@ def test_hub_out_of_reach(whisper_nb):
     (404, {'X-Error-Code': 'RepoNotFound'}, 2, 'not found'),
     (404, {'X-Error-Code': 'RevisionNotFound'}, 2, 'revision'),
     (429, {'Retry-After': '9999'}, 1, 'wait'),
-    (503, {}, 1, '503')])
+    (503, {'Retry-After': '0'}, 1, '503')])
 def test_refusals_of_the_hub(hub, whisper_nb, status, headers, code, words):
     hub[1].add('/revision/', *[('status', status, headers)] * 20)
     what, advice = two_lines(whisper_nb('prepare', REPOSITORY, **hub[0]), code)

@@ -232,10 +232,10 @@ def test_two_runs_write_the_same_bytes(prepared, whisper_nb):
     assert contents(Path.cwd() / 'outputs') == contents(prepared / 'outputs')
 
 
-@pytest.mark.parametrize('seed', range(8))
+@pytest.mark.parametrize('seed', range(4))
 def test_killed_and_run_again_ends_in_the_same_bytes(prepared, seed):
     "SIGKILL after a random time, three times over; then an undisturbed run."
-    moment, fresh, compare = random.Random(seed), ['--fresh'] * (seed % 2), seed > 5
+    moment, fresh, compare = random.Random(seed), ['--fresh'] * (seed % 2), seed > 2
     options = ['--skip-test'] + ['--skip-fidelity'] * (not compare)
     for _ in range(3):
         run = subprocess.Popen([COMMAND, 'prepare', 'demo', *options, *fresh], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)

@@ -195,14 +195,14 @@ def test_no_signature(data, signed, keys):
 def test_damaged_signatures(signed, keys):
     "Single bits: a refusal in words, or, where the bit means nothing, exactly the model that was signed."
     right, generator, harmless = read_signature(signed), random.Random(5), 0
-    for _ in range(150):
+    for _ in range(60):
         data, position = bytearray(right), generator.randrange(len(right))
         data[position] ^= 1 << generator.randrange(8)
         (signed / SIGNATURE_NAME).write_bytes(data)
         try: check_signature(signed, keys / 'ours.pub')
         except SignatureError as error: assert error.what and error.advice
         else: harmless += 1
-    assert harmless < 30
+    assert harmless < 15
     (signed / 'config.json').write_bytes(b'[]')
     (signed / SIGNATURE_NAME).write_bytes(right)
     refused(SignatureError, 'config.json', check_signature, signed, keys / 'ours.pub')
