@@ -7,7 +7,7 @@ S3RVER := $(VENV)/node_modules/s3rver/package.json
 STANDIN = outputs/bench/stand-ins/$(shell $(BIN)/python -c "from whisper_nb.models import resolve; print(resolve('$(MODEL)').dirname)")
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-notebooks test-python check readme notebooks bench bench-full bench-formats bench-stores lab clean
+.PHONY: help setup demo test test-notebooks test-python test-faults check readme notebooks bench bench-full bench-formats bench-stores lab clean
 help:            ## Show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
@@ -40,6 +40,9 @@ test-notebooks: $(READY) ## The notebooks, cell by cell
 
 test-python: $(S3RVER) ## The tests that need servers, faults or time
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q -rs --durations 25 -o tmp_path_retention_policy=failed tests
+
+test-faults: $(S3RVER) ## Kills, changed bytes, bad servers, hostile files: all of it (under 30 minutes)
+	$(BIN)/python tests/campaign.py --rows outputs/faults.jsonl
 
 readme: $(READY) ## Write README.md from nbs/index.ipynb
 	$(BIN)/python docs/readme.py

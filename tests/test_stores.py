@@ -176,7 +176,8 @@ def test_an_upload_over_a_line_that_breaks(moto, use, monkeypatch, content, tmp_
 
 def test_nobody_there(monkeypatch, use, moto):
     use(moto)
-    monkeypatch.setenv('AWS_ENDPOINT_URL', f'http://127.0.0.1:{servers.free_port()}')
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', SECRET)
+    monkeypatch.setenv('AWS_ENDPOINT_URL', f'http://{SECRET}:{SECRET}@127.0.0.1:{servers.free_port()}')
     with pytest.raises(PassingError, match='does not answer') as raised: find(open_store(f's3://{BUCKET}'), 'x', QUICK)
     assert SECRET not in two_lines(raised.value)
 
