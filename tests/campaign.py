@@ -18,21 +18,23 @@ class Campaign:
     "What was tried, and what came of it."
     name: str
     counts: dict = field(default_factory=dict)  # (subject, fault) → outcome → how many
-    details: dict = field(default_factory=dict)  # (subject, fault) → what was shown, or how to see a loss again
+    shown: dict = field(default_factory=dict)  # (subject, fault) → what a user was told, once
+    losses: dict = field(default_factory=dict)  # (subject, fault) → how to see each loss again
 
     def count(self, subject, fault, outcome, detail=''):
         assert outcome in OUTCOMES, outcome
         found = self.counts.setdefault((subject, fault), dict.fromkeys(OUTCOMES, 0))
         found[outcome] += 1
-        kept = self.details.setdefault((subject, fault), [])
-        if detail and (outcome == 'lost' and len(kept) < 20 or not kept): kept.append(str(detail))
+        if outcome == 'lost': self.losses.setdefault((subject, fault), []).append(str(detail) or '?')
+        elif detail: self.shown.setdefault((subject, fault), str(detail))
 
     def add(self, rows):
         "What another process counted."
         for row in rows:
             found = self.counts.setdefault((row['subject'], row['fault']), dict.fromkeys(OUTCOMES, 0))
             for outcome in OUTCOMES: found[outcome] += row[outcome]
-            self.details.setdefault((row['subject'], row['fault']), []).extend(row['details'])
+            if row['losses']: self.losses.setdefault((row['subject'], row['fault']), []).extend(row['losses'])
+            if row['shown']: self.shown.setdefault((row['subject'], row['fault']), row['shown'])
 
     def total(self, outcome=None): return sum(sum(found.values()) if outcome is None else found[outcome] for found in self.counts.values())
 
@@ -41,11 +43,11 @@ class Campaign:
 
     @property
     def rows(self):
-        return [dict(campaign=self.name, subject=subject, fault=fault, tried=sum(found.values()), **found, details=self.details.get((subject, fault), [])) for (subject, fault), found in self.counts.items()]
+        return [dict(campaign=self.name, subject=subject, fault=fault, tried=sum(found.values()), **found, shown=self.shown.get((subject, fault), ''), losses=self.losses.get((subject, fault), [])) for (subject, fault), found in self.counts.items()]
 
     def __str__(self):
         lines = [f"{self.name}: {self.total()} tried, {', '.join(f'{self.total(outcome)} {outcome}' for outcome in OUTCOMES)}"]
-        return '\n'.join(lines + [f"  LOST {row['subject']}, {row['fault']}: {detail}" for row in self.rows if row['lost'] for detail in row['details'] or ['?']])
+        return '\n'.join(lines + [f'  LOST {subject}, {fault}: {each}' for (subject, fault), losses in self.losses.items() for each in losses[:20]])
 
 
 def main():

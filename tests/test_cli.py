@@ -58,7 +58,7 @@ def test_hub_out_of_reach(whisper_nb):
 @pytest.mark.parametrize('status, headers, code, words', [
     (401, {'X-Error-Code': 'RepoNotFound'}, 2, 'private'),
     (403, {'X-Error-Code': 'GatedRepo'}, 1, 'gated'),
-    (403, {}, 1, 'refused'),
+    (403, {}, 1, 'refuses to read'),
     (404, {'X-Error-Code': 'RepoNotFound'}, 2, 'not found'),
     (404, {'X-Error-Code': 'RevisionNotFound'}, 2, 'revision'),
     (429, {'Retry-After': '9999'}, 1, 'wait'),

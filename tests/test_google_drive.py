@@ -8,8 +8,8 @@ pytest.importorskip('googleapiclient', reason="Google's client is not installed:
 
 from drive import DOCUMENT, FOLDER, STEP, drive_server, service_account
 
-from whisper_nb.addresses import ChangedError, PassingError, parse_address
-from whisper_nb.errors import RequestError, StepError, explain
+from whisper_nb.addresses import parse_address
+from whisper_nb.errors import ChangedError, PassingError, RequestError, StepError, explain
 from whisper_nb.google_drive import DriveStore
 from whisper_nb.models import DEMO_DIR
 from whisper_nb.pack import pack

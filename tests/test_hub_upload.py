@@ -8,10 +8,10 @@ import pytest
 from conftest import COMMAND
 from faulty import Faults
 
-from whisper_nb.addresses import ChangedError, PassingError, parse_address
+from whisper_nb.addresses import parse_address
 from whisper_nb.audio import default_clip
 from whisper_nb.convert import convert
-from whisper_nb.errors import CheckError, RequestError, StepError
+from whisper_nb.errors import ChangedError, CheckError, PassingError, RequestError, StepError
 from whisper_nb.files import MANIFEST_NAME, build_manifest, hash_file, list_files
 from whisper_nb.hub import download
 from whisper_nb.hub_store import HubStore, quiet_hub

@@ -1,5 +1,5 @@
 "Packing and unpacking: usual tools, identical bytes, hostile and damaged archives, kills, limits."
-import gzip, hashlib, io, json, os, random, shutil, signal, stat, struct, subprocess, sys, tarfile, time
+import gzip, hashlib, io, json, os, random, shutil, stat, struct, subprocess, sys, tarfile, time
 from pathlib import Path
 
 import pytest
@@ -628,49 +628,7 @@ def test_fuzzed_bytes(tmp_path_factory, content, compressed):
     assert visible(folder/'dest') == []
     shutil.rmtree(folder)
 
-# Kills
-
-def killed(call, after):
-    "Start a call in a process of its own, kill it after a while; True when it was still at work."
-    code = f'from isal import igzip_lib; import filelock; from whisper_nb.pack import *; from whisper_nb.unpack import *; print("ready", flush=True); {call}'
-    with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.readline()
-        time.sleep(after)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert process.returncode in (0, -signal.SIGKILL), process.stderr.read()
-        return process.returncode != 0
-
-def test_killed_while_packing(tmp_path):
-    model = make_model(tmp_path/'models'/NAME, 50_000_000)
-    reference = pack(model, tmp_path/'undisturbed')
-    outputs, generator, kills = tmp_path/'outputs', random.Random(5), 0
-    call = f'pack({str(model)!r}, {str(outputs)!r}, fresh=True)'
-    for _ in range(14):
-        kills += killed(call, generator.uniform(0, 1.2 * reference.seconds))
-        archive = outputs/f'{NAME}.tar.gz'
-        if archive.exists(): assert check_archive(archive).sha256 == reference.sha256 # whole, and checksums beside it are its own
-        else: assert not [name for name in visible(outputs) if name.endswith(('.md5', '.sha256'))]
-    assert kills > 3
-    assert pack(model, outputs).sha256 == reference.sha256
-    assert visible(outputs) == visible(tmp_path/'undisturbed')
-
-def test_killed_while_unpacking(tmp_path):
-    "Two versions of a model take turns: at any time one of them is there, whole."
-    versions = [make_model(tmp_path/str(seed)/NAME, 50_000_000, seed) for seed in (1, 2)]
-    archives = [pack(version, version.parent/'outputs').path for version in versions]
-    expected = [contents(version) for version in versions]
-    dest, generator, kills = tmp_path/'dest', random.Random(6), 0
-    started = time.perf_counter()
-    unpack(archives[0], dest)
-    usual = time.perf_counter() - started
-    for number in range(14):
-        wanted = archives[(number + 1) % 2]
-        kills += killed(f'unpack({str(wanted)!r}, {str(dest)!r})', generator.uniform(0, 1.3 * usual))
-        assert contents(dest/NAME) in expected
-    assert kills > 3
-    unpack(archives[1], dest)
-    assert contents(dest/NAME) == expected[1] and visible(dest) == [NAME]
+# Two at once
 
 def test_two_at_once(model, tmp_path):
     "Two runs on the same directories: one waits, both end well."

@@ -5,7 +5,6 @@ import inspect
 import itertools
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -228,22 +227,6 @@ def test_tools_accept_what_it_wrote(prepared, tmp_path):
 
 def test_two_runs_write_the_same_bytes(prepared, whisper_nb):
     assert whisper_nb('prepare', 'demo', '--skip-test', '--skip-fidelity').returncode == 0
-    assert contents(Path.cwd() / 'models') == contents(prepared / 'models')
-    assert contents(Path.cwd() / 'outputs') == contents(prepared / 'outputs')
-
-
-@pytest.mark.parametrize('seed', range(4))
-def test_killed_and_run_again_ends_in_the_same_bytes(prepared, seed):
-    "SIGKILL after a random time, three times over; then an undisturbed run."
-    moment, fresh, compare = random.Random(seed), ['--fresh'] * (seed % 2), seed > 2
-    options = ['--skip-test'] + ['--skip-fidelity'] * (not compare)
-    for _ in range(3):
-        run = subprocess.Popen([COMMAND, 'prepare', 'demo', *options, *fresh], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(moment.uniform(0.2, 7 if compare else 2.5))  # an undisturbed run takes some seconds when the models are compared, else one to two
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
-        for name in [path.name for path in Path('models').glob('[!.]*')]: assert verify(Path('models') / name).ok, name
-    subprocess.run([COMMAND, 'prepare', 'demo', *options], check=True, capture_output=True)
     assert contents(Path.cwd() / 'models') == contents(prepared / 'models')
     assert contents(Path.cwd() / 'outputs') == contents(prepared / 'outputs')
 

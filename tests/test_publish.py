@@ -1,5 +1,5 @@
 "Through every store and back, byte for byte; what is refused, what is forced, what a cut-off run leaves; the record of the run."
-import hashlib, inspect, json, random, shutil, signal, subprocess, sys, time
+import hashlib, inspect, json, shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -300,24 +300,6 @@ def test_a_directory_without_a_manifest(model):
     assert report.exit_code == 2 and 'manifest.json' in report.failures[0].detail and not visible(Path('store'))
 
 # Cut off
-
-def test_killed_at_any_moment(model, tmp_path):
-    "The latest is the old version or the new one, and whole; the next run goes on."
-    versions = [model, newer(model)]
-    publish(str(model), 'store', skip_test=True).require_ok()
-    expected, generator, kills = [contents(each) for each in versions], random.Random(4), 0
-    def code(path): return f'import obstore, filelock; from whisper_nb.publish import publish; print("ready", flush=True); publish({str(path)!r}, "store", skip_test=True, outputs_dir={str(path.parent)!r}).require_ok()'
-    for number in range(6):
-        with subprocess.Popen([sys.executable, '-c', code(versions[(number + 1) % 2])], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-            process.stdout.readline()
-            time.sleep(generator.uniform(0, 0.6))
-            process.send_signal(signal.SIGKILL)
-        kills += process.returncode != 0
-        assert contents(restore(f'store/{NAME}', 'restored').path) in expected
-    assert kills > 1
-    publish(str(versions[1]), 'store', skip_test=True, outputs_dir=str(versions[1].parent)).require_ok()
-    assert contents(restore(f'store/{NAME}', 'restored').path) == expected[1]
-    assert len([name for name in visible(Path('store')/NAME) if not name.startswith('.')]) == 3 # two versions and latest.json
 
 def test_between_upload_and_latest(model):
     "The store has the new version, and latest.json names the old one until the next run."

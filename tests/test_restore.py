@@ -8,8 +8,7 @@ import pytest
 from servers import BUCKET, cutting_proxy, http_server, s3rver
 from test_pack import NAME, contents, make_model, visible
 
-from whisper_nb.addresses import ChangedError
-from whisper_nb.errors import CheckError, RequestError, WhisperNbError
+from whisper_nb.errors import ChangedError, CheckError, RequestError, WhisperNbError
 from whisper_nb.files import locked, read_manifest
 from whisper_nb.pack import pack
 from whisper_nb.restore import LATEST_NAME, PREFIX, RECORD_NAME, Publication, parse_publication, restore
@@ -138,24 +137,6 @@ def test_two_at_once(tmp_path):
     assert all('waiting' in line for line in waiting), waiting
     assert outputs[0] == ['False', str(record.bytes)] and outputs[1][0] == 'True' and int(outputs[1][1]) <= HEAD
     assert contents(Path('models')/NAME) == contents(tmp_path/'made'/NAME)
-
-def test_killed(tmp_path):
-    "At any moment one of two versions is there, whole; the next run ends right and leaves nothing."
-    versions = [make_model(tmp_path/str(seed)/NAME, 40_000_000, seed) for seed in (1, 2)]
-    for version in versions: put(version, str(tmp_path/version.parent.name/'store'), 'outputs')
-    expected, generator, kills = [contents(version) for version in versions], random.Random(6), 0
-    usual = restore(f'1/store/{NAME}').seconds
-    for number in range(8):
-        code = f'import obstore, filelock; from isal import igzip_lib; from whisper_nb.restore import restore; print("ready", flush=True); restore("{1 + (number + 1) % 2}/store/{NAME}")'
-        with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE) as process:
-            process.stdout.readline()
-            time.sleep(generator.uniform(0, 1.3 * usual))
-            process.send_signal(signal.SIGKILL)
-        kills += process.returncode != 0
-        assert contents(Path('models')/NAME) in expected
-    assert kills > 2
-    assert contents(restore(f'2/store/{NAME}').path) == expected[1]
-    assert visible(Path('models')) == [NAME] and not list(Path('models/.staging').glob('*'))
 
 # A network that fails
 

@@ -14,8 +14,8 @@ import pytest
 import servers
 from servers import BUCKET, answering, cutting_proxy, fake_gcs_server, http_server, moto_server, s3rver
 
-from whisper_nb.addresses import ChangedError, PassingError, parse_address
-from whisper_nb.errors import MissingPackage, RequestError, StepError, explain
+from whisper_nb.addresses import parse_address
+from whisper_nb.errors import ChangedError, MissingPackage, PassingError, RequestError, StepError, explain
 from whisper_nb.object_store import PIECE, ObjectStore
 from whisper_nb.stores import HEAD, find, hash_stored, open_store, read_ahead, read_small
 

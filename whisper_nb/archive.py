@@ -19,7 +19,7 @@ from time import perf_counter
 
 from .compression import PIECE, damaged, format_of, unpacked
 from .errors import CheckError, RequestError
-from .files import MANIFEST_NAME, Manifest, SIGNATURE_NAME, UNLISTED, human_bytes, is_safe_name, parse_manifest
+from .files import MANIFEST_LIMIT, MANIFEST_NAME, Manifest, SIGNATURE_NAME, UNLISTED, human_bytes, is_safe_name, parse_manifest
 from .report import progress
 from .signing import SIGNATURE_LIMIT, SignatureError, content_of, require_covered
 
@@ -67,6 +67,7 @@ def read_sidecars(
     found = {}
     for algorithm in SIDECARS:
         if not (path := sidecar(archive, algorithm)).exists(): continue
+        if not path.is_file(): raise CheckError(f"'{path.name}' is no plain file", f'get {path.name} again from where the archive came from') # a FIFO would be waited for
         with open(path, 'rb') as file: found[algorithm] = parse_sidecar(file.read(4096), archive.name, algorithm)
     return found
 
@@ -210,8 +211,6 @@ class Label:
     def content(self)->dict: return content_of(self.data, self.manifest) # Path → SHA-256, for all but the signature
 
 # %% ../nbs/api/07_archive.ipynb #bed03100
-_MANIFEST_LIMIT = 1 << 20 # Bytes; that of a model has some thousands
-
 def _no_manifest()->CheckError:
     "An archive this program did not write."
     return CheckError(f'the archive does not begin with the {MANIFEST_NAME} of a model, so nothing in it can be proven',
@@ -239,7 +238,7 @@ def read_label(
     if info and info.isdir(): info = tar.header(files) # what other programs put before the files
     top, _, name = info.name.rpartition('/') if info else ('', '', '')
     if name != MANIFEST_NAME or '/' in top: raise _no_manifest()
-    data = _small_file(tar, info, MANIFEST_NAME, _MANIFEST_LIMIT)
+    data = _small_file(tar, info, MANIFEST_NAME, MANIFEST_LIMIT)
     try: manifest = parse_manifest(data)
     except CheckError: raise refused(f'its {MANIFEST_NAME} is not one') from None
     check_names(top, manifest.files, refused)

@@ -70,7 +70,7 @@ def pick_backend(
 )->Backend:
     "The backend for a model; `RequestError` when the one asked for cannot load it."
     if backend is not None and backend not in BACKENDS:
-        raise RequestError(f"'{backend}' is not a known backend", f'known backends: {", ".join(BACKENDS)}')
+        raise RequestError(f"'{backend}' is not a known backend", f'use one of: {", ".join(BACKENDS)}')
     found = _whisper_format(Path(path))
     fitting = FORMATS[found].backend
     chosen = BACKENDS[backend or fitting]

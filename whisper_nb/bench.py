@@ -67,7 +67,7 @@ def _require_room(cases:list[Case], recordings:list[Recording], directory:Path):
     for case in cases:
         with suppress(CheckError): needed.append(memory_needed(case.path, BACKENDS[case.backend], case.device, case.compute_type, case.beam_size)) # a broken model will say so in its own rows
     if needed: require_memory(min(needed), memory_available(), 'the smallest of the cases')
-    require_space(directory, int(sum(each.seconds for each in recordings)*64_000) + 50_000_000, 'the samples of the recordings')
+    require_space(directory, int(sum(each.seconds for each in recordings)*64_000) + 50_000_000, 'hearing the recordings')
 
 # %% ../nbs/api/15_bench.ipynb #b6fe331e
 def read_recordings(

@@ -60,7 +60,7 @@ def _find(model:str, models_dir:Path)->Path:
     "The directory that a name means."
     source = resolve(model)
     if source.kind == DEMO: return download(DEMO, models_dir=models_dir).path
-    found = Path(model).expanduser() if source.path else models_dir/source.dirname
+    found = Path(os.path.expanduser(model)) if source.path else models_dir/source.dirname
     if not found.is_dir(): raise RequestError(f"'{model}' is not in '{models_dir}'", f'bring it (whisper-nb prepare {model}), or measure its size with random weights (whisper-nb standin {model}) and give that directory')
     return found
 
@@ -78,7 +78,7 @@ def parse_names(
 )->tuple[str,...]: # Each once, in order
     "The names in a text; `RequestError` for one that is not known."
     names = known if text.strip() == 'all' else tuple(dict.fromkeys(part.strip() for part in text.split(',') if part.strip()))
-    if not names: raise RequestError(f'no {what} is named', f"known: all, {', '.join(known)}")
+    if not names: raise RequestError(f'no {what} is named', f"name one or more of: all, {', '.join(known)}")
     for name in names:
         if name not in known: raise RequestError(f"there is no {what} '{name}'", near_name(name, list(known)))
     return tuple(names)
@@ -135,7 +135,7 @@ def parse_numbers(
 )->tuple[int,...]: # Each once, the smallest first
     "Numbers from 1 up; `RequestError` for anything else."
     parts = [part.strip() for part in text.split(',') if part.strip()]
-    if not parts or not all(part.isdecimal() and int(part) for part in parts): raise RequestError(f"'{text}' is no list of {what}", 'give whole numbers from 1 up, separated by commas: 1,5')
+    if not parts or not all(part.isdecimal() and len(part) < 10 and int(part) for part in parts): raise RequestError(f"'{text}' is no list of {what}", 'give whole numbers from 1 up, separated by commas: 1,5')
     return tuple(sorted({int(part) for part in parts}))
 
 # %% ../nbs/api/13_cases.ipynb #023af669

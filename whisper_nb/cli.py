@@ -20,6 +20,8 @@ from typer.exceptions import TyperException
 
 from .bench import benchmark
 from .bench_report import rows_file, write_bench_report
+from .doctor import doctor
+from .caches import clean_cache
 from .errors import RequestError, explain
 from .prepare import prepare
 from .publish import publish
@@ -312,6 +314,9 @@ def standin(
 command('path', 'url')(publish)
 command('url', 'dest')(restore)
 
+# %% ../nbs/api/20_cli.ipynb #2e58c905
+command('model')(doctor)
+
 # %% ../nbs/api/20_cli.ipynb #0145e1fd
 @command('directory', 'repo_id')
 def hub_upload(
@@ -342,6 +347,9 @@ def bench_compare(
     from whisper_nb.regressions import compare
     from whisper_nb.results import read_results
     return compare(read_results(rows_file(before)), read_results(rows_file(after)), threshold)
+
+# %% ../nbs/api/20_cli.ipynb #33c52fc6
+command('names...')(clean_cache)
 
 # %% ../nbs/api/20_cli.ipynb #a696aff7
 def _pairs(words:list[str])->dict[str,str]:

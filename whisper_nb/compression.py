@@ -127,7 +127,7 @@ def format_of(path:Path)->Format:
     "The format an archive's name tells."
     for ending, format in FORMATS.items():
         if Path(path).name.endswith(f'.{ending}'): return format
-    raise RequestError(f"'{Path(path).name}' is not an archive this program makes", f"its name must end in .{' or .'.join(FORMATS)}")
+    raise RequestError(f"'{Path(path).name}' is not an archive this program makes", f"give an archive whose name ends in .{' or .'.join(FORMATS)}")
 
 # %% ../nbs/api/07_compression.ipynb #bca5187b
 def packed(

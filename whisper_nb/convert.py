@@ -163,7 +163,6 @@ def _make(source:Path, destinations:dict, format:str, manifest:Manifest, paramet
     "Build the models (quantization → directory) and publish them; the notes on what the source lacked."
     needed = sum(parameters * _SHARE.get(quantization, 1.2) + 20_000_000 for quantization in destinations)
     stagings, weights = {quantization: staging_path(path) for quantization, path in destinations.items()}, FORMATS[format].weights[0]
-    for path in destinations.values(): clear_staging(path) # what a killed run left would count as used
     require_space(next(iter(destinations.values())), int(needed), 'the conversion')
     try:
         for staging in stagings.values(): staging.mkdir(parents=True)
@@ -193,7 +192,9 @@ def convert_all(
     checked = require_verified(source, known)
     manifest = _source_manifest(source, known)
     with ExitStack() as locks:
-        for destination in sorted(destinations.values()): locks.enter_context(locked(destination))
+        for destination in sorted(destinations.values()):
+            locks.enter_context(locked(destination))
+            clear_staging(destination) # what a killed run left would count as used
         missing = {quantization: path for quantization, path in destinations.items() if fresh or not _reusable(path, manifest, quantization, known)}
         notes = _make(source, missing, format, manifest, checked.parameters, known) if missing else ()
     def size(path): return sum((path/name).stat().st_size for name in [*list_files(path), MANIFEST_NAME])

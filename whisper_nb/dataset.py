@@ -6,7 +6,7 @@
 __all__ = ['WINDOW_SECONDS', 'Recording', 'read_dataset', 'long_recording', 'wordless_recordings']
 
 # %% ../nbs/api/08_dataset.ipynb #f93253c6
-import csv, io, json, math
+import csv, io, json, math, os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from itertools import cycle
 from pathlib import Path
 
-from .audio import SAMPLING_RATE, clips, load_audio
+from .audio import SAMPLING_RATE, clips, load_audio, open_audio
 from .errors import RequestError
 from .report import progress
 
@@ -57,7 +57,7 @@ def _read(file:Path)->str:
 def _json_rows(file:Path, text:str)->list[dict]:
     "The rows of a JSON manifest: one object per line, or one list of objects."
     try: rows = json.loads(text) if text.lstrip().startswith('[') else [json.loads(line) for line in text.split('\n') if line.strip()]
-    except ValueError as error: raise RequestError(f"'{file.name}' is not JSON, or not one object per line ({error})", _LIKE_THIS) from None
+    except (ValueError, RecursionError) as error: raise RequestError(f"'{file.name}' is not JSON, or not one object per line ({error})", _LIKE_THIS) from None
     if not all(isinstance(row, dict) for row in rows): raise RequestError(f"'{file.name}' holds something other than objects", _LIKE_THIS)
     return rows
 
@@ -66,7 +66,8 @@ def _manifest_rows(file:Path)->list[dict]:
     text = _read(file)
     if file.suffix.lower() not in ('.csv', '.tsv'): return _json_rows(file, text)
     plain = dict(delimiter='\t', quoting=csv.QUOTE_NONE) if file.suffix.lower() == '.tsv' else {}
-    return list(csv.DictReader(io.StringIO(text, newline=''), **plain))
+    try: return list(csv.DictReader(io.StringIO(text, newline=''), **plain))
+    except csv.Error as error: raise RequestError(f"'{file.name}' is no table ({error})", 'see whether a quotation mark is left open') from None
 
 # %% ../nbs/api/08_dataset.ipynb #d60e2b49
 def _columns(file:Path, rows:list[dict])->dict[str,str]: # What we need → column
@@ -102,7 +103,7 @@ def _placed(folder:Path, name:object)->Path:
     "The audio file that a manifest in `folder` means; in Common Voice it is in clips/."
     name = name.get('path') if isinstance(name, dict) else name # as Hugging Face writes an audio column
     path = folder/str(name)
-    return path if path.is_file() or not (folder/'clips'/str(name)).is_file() else folder/'clips'/str(name)
+    return path if os.path.isfile(path) or not os.path.isfile(folder/'clips'/str(name)) else folder/'clips'/str(name) # False, too, for what can be no name
 
 # %% ../nbs/api/08_dataset.ipynb #e0960e81
 def _from_manifest(file:Path)->list[_Entry]:
@@ -115,7 +116,7 @@ def _from_manifest(file:Path)->list[_Entry]:
         about = dict(language=_language_code(value.get('language')), name=str(value.get('name') or ''), condition=str(value.get('condition') or ''))
         return _Entry(_placed(file.parent, value['audio']), _plain_text(value['text']), **about, **cut)
     try: return [entry(row) for row in rows]
-    except ValueError as error: raise RequestError(f"'{file.name}' holds a time that is no number ({error})", 'write offset and duration in seconds') from None
+    except (ValueError, TypeError, OverflowError, RecursionError) as error: raise RequestError(f"'{file.name}' holds a time that is no number ({error})", 'write offset and duration in seconds') from None
 
 # %% ../nbs/api/08_dataset.ipynb #02968d5e
 _SOUNDS = tuple('.wav .flac .mp3 .ogg .oga .opus .m4a .aac .wma .aiff .aif .amr .mp4 .mkv .mov .webm .3gp'.split()) # Endings of audio files, and of films
@@ -150,7 +151,7 @@ def _entries(source:Path)->list[_Entry]:
 def _require_files(entries:list[_Entry], source:Path):
     "`RequestError` unless every audio file is there."
     if not entries: raise RequestError(f"'{source}' lists no recording", 'write a line for each recording')
-    if not (missing := [entry.path for entry in entries if not entry.path.is_file()]): return
+    if not (missing := [entry.path for entry in entries if not os.path.isfile(entry.path)]): return
     raise RequestError(f'{len(missing)} of the {len(entries)} audio files are not there, the first: {missing[0]}',
         'copy them there, or correct the paths: they are relative to the manifest')
 
@@ -158,10 +159,10 @@ def _duration(path:Path)->float: # s
     "How long an audio file is, from its header where that says it."
     import av
     try:
-        with av.open(str(path), metadata_errors='ignore', options={'protocol_whitelist': 'file'}) as container:
+        with open_audio(path) as container:
             if not container.streams.audio: raise ValueError('no audio track')
             if container.duration: return container.duration/av.time_base
-    except (av.error.FFmpegError, ValueError) as error:
+    except (av.error.FFmpegError, ValueError, OSError) as error:
         raise RequestError(f"'{path}' is not audio that can be decoded ({getattr(error, 'strerror', error)})", 'leave it out, or give another file') from None
     return len(load_audio(path))/SAMPLING_RATE
 

@@ -468,8 +468,9 @@ def _kept(path:Path, rests_on:dict|None)->Fidelity|None:
         if fields['rests_on'] != rests_on: return None
         findings = tuple(Finding(**{name: each[name] for name in ('what', 'stage', 'limit', 'share', 'detail')}, value=math.inf if each['value'] is None else each['value']) for each in fields['findings'])
         plain = {name: fields[name] for name in ('model', 'source', 'quantization', 'device', 'compute_types', 'seconds')}
-        return Fidelity(**plain, findings=findings, notes=tuple(fields['notes']), reused=True, heard=fields['heard'])
-    except (ValueError, KeyError, TypeError): return None # not ours, or of an older version
+        found = Fidelity(**plain, findings=findings, notes=tuple(fields['notes']), reused=True, heard=fields['heard'])
+        return found if repr(found) and found.to_json() else None # what cannot be shown is not ours
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError): return None # nor this, or it is of an older version
 
 def proven_fidelity(
     converted:str|Path, # As in `fidelity`

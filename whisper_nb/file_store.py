@@ -8,14 +8,13 @@ __all__ = ['FileStore']
 # %% ../nbs/api/16_file_store.ipynb #054459f5
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from secrets import token_hex
 
 from fastcore.basics import patch
 
-from .addresses import Address, ChangedError, Stored
-from .files import CHUNK, require_space, sync, write_atomic
+from .addresses import Address, Stored
+from .errors import ChangedError
+from .files import CHUNK, hidden_path, require_space, sweep_hidden, sync, write_atomic
 from .streams import FLUSH
 
 # %% ../nbs/api/16_file_store.ipynb #dc9df08d
@@ -57,15 +56,6 @@ class FileStore:
         for start in range(0, stored.size, CHUNK): yield self.read(stored, start, min(CHUNK, stored.size - start))
 
 # %% ../nbs/api/16_file_store.ipynb #161a04f8
-_ABANDONED = 3600 # Seconds after which nobody writes to a hidden file any more
-
-def _sweep(final:Path, own:Path):
-    "Remove what killed uploads of this file left. What time it is says a file that was just made: the clock of a share may be another one."
-    own.touch()
-    for path in final.parent.glob(f'.{final.name}.*.partial'):
-        with suppress(FileNotFoundError): # somebody else removed it
-            if own.stat().st_mtime - path.stat().st_mtime > _ABANDONED: path.unlink()
-
 def _copy(source:Path, target:Path, advance:Callable):
     "Copy block by block; the disk writes while more is read, and has all of it at the end."
     flushed = 0
@@ -89,10 +79,10 @@ def write(self:FileStore,
     "Put a file there: complete, or not at all."
     final = self._root/path
     final.parent.mkdir(parents=True, exist_ok=True)
+    sweep_hidden(final.parent) # what killed uploads left would count as used
     require_space(final, Path(file).stat().st_size, f"'{final.name}'")
-    partial = final.with_name(f'.{final.name}.{token_hex(8)}.partial') # process numbers are the same in many containers
+    partial = hidden_path(final)
     try:
-        _sweep(final, partial)
         _copy(file, partial, advance)
         os.replace(partial, final)
     finally: partial.unlink(missing_ok=True)
@@ -106,3 +96,11 @@ def write_bytes(self:FileStore,
     "Put a small file there: complete, or not at all."
     (self._root/path).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(self._root/path, data)
+
+@patch
+def sweep(self:FileStore,
+    path:str, # Of a directory below the address
+):
+    "Remove what killed uploads left in it and in the directories right below, once nobody can be writing to it any more."
+    place = self._root/path
+    for directory in (place, *(each for each in place.iterdir() if each.is_dir())): sweep_hidden(directory)

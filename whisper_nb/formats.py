@@ -143,6 +143,8 @@ def _unique(pairs:list)->dict:
 
 def _no_constant(name:str): raise ValueError(f'{name} is no JSON')
 
+_BRACKETS_LIMIT = 1_000_000 # Lists and objects: a tokenizer has some 50,000, and each takes twenty times the memory of its three bytes
+
 # %% ../nbs/api/03_formats.ipynb #3ea292a9
 def parse_json(
     data:bytes, # UTF-8 text
@@ -150,6 +152,7 @@ def parse_json(
     kind:type|tuple = dict, # What it must hold at the top: `dict`, `list` or either
 )->dict|list: # The value
     "Parse JSON strictly; `FormatError` for everything that is not a `kind`."
+    if data.count(b'[') + data.count(b'{') > _BRACKETS_LIMIT: raise damaged(path, f'holds more than {_BRACKETS_LIMIT} lists and objects')
     try: value = json.loads(data.decode('utf-8'), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error: raise damaged(path, f'no valid JSON ({type(error).__name__}: {error})') from None
     if not isinstance(value, kind): raise damaged(path, f"holds no JSON {'object' if kind is dict else 'list'}")
@@ -158,7 +161,7 @@ def parse_json(
 def read_json(
     path:str|Path, # A JSON file
     kind:type|tuple = dict, # What it must hold at the top: `dict`, `list` or either
-    limit:int = 200_000_000, # Largest size believed, in bytes; a tokenizer has about 3 MB
+    limit:int = 16_000_000, # Largest size believed, in bytes; a tokenizer has about 3 MB
 )->dict|list: # The value
     "Read a JSON file strictly; `FormatError` for everything that is not a `kind`."
     with _open(path) as file: data = file.read(limit + 1)
@@ -210,9 +213,9 @@ class Weights:
 
 # %% ../nbs/api/03_formats.ipynb #56f2c397
 _SAFETENSORS_TYPES = dict(F64='float64', F32='float32', F16='float16', BF16='bfloat16', I64='int64', I32='int32', I16='int16', I8='int8', U8='uint8', BOOL='bool')
-_HEADER_LIMIT, _AXES_LIMIT = 100_000_000, 8 # bytes of header (the format's own limit); axes of a tensor
+_HEADER_LIMIT, _AXES_LIMIT = 8_000_000, 8 # bytes of header, of which a large Whisper has 150,000; axes of a tensor
 
-def _is_count(value)->bool: return type(value) is int and value >= 0 # True and 1.0 are no counts
+def _is_count(value)->bool: return type(value) is int and 0 <= value < 2**63 # True and 1.0 are no counts
 
 def _tensor(path:Path, name:str, entry)->tuple[Tensor, int, int]:
     "Check one entry of the header: the tensor, and where its bytes begin and end."
@@ -263,7 +266,7 @@ def read_index(
     places = read_json(path).get('weight_map')
     if not isinstance(places, dict) or not places: raise damaged(path, "it has no 'weight_map'")
     for shard in places.values():
-        if not isinstance(shard, str) or '/' in shard or '\\' in shard or not shard.endswith('.safetensors'): raise damaged(path, f'{shard!r} is no name of a shard')
+        if not isinstance(shard, str) or '/' in shard or '\\' in shard or len(shard) > 200 or not shard.endswith('.safetensors'): raise damaged(path, f'{shard!r} is no name of a shard')
     return places
 
 def read_shards(
@@ -279,6 +282,8 @@ def read_shards(
     return Weights(tensors)
 
 # %% ../nbs/api/03_formats.ipynb #55a04d6d
+_NAME_LIMIT = 1_000 # Bytes; the longest of a Whisper has some 50
+
 class _Walker:
     "Reads a binary file forward and never past its end."
     def __init__(self, file, path:Path): self.file,self.path,self.size,self.position = file,path,Path(path).stat().st_size,0
@@ -301,7 +306,8 @@ class _Walker:
         return struct.unpack('<' + code, self.read(struct.calcsize(code), what))[0]
 
     def text(self, what:str)->str:
-        data = self.read(self.number('H', what), what)
+        if (length := self.number('H', what)) > _NAME_LIMIT: raise damaged(self.path, f'{what} is no text')
+        data = self.read(length, what)
         try: text = data[:-1].decode('utf-8')
         except UnicodeDecodeError: raise damaged(self.path, f'{what} is no text') from None
         if data[-1:] != b'\0' or not text.isprintable() or not text: raise damaged(self.path, f'{what} is no text')

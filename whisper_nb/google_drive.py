@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from fastcore.basics import patch
 
-from .addresses import Address, ChangedError, PassingError, Stored
-from .errors import MissingPackage, RequestError, StepError, WhisperNbError
+from .addresses import Address, Stored
+from .errors import ChangedError, MissingPackage, PassingError, RequestError, StepError, WhisperNbError
 from .transfer import WAITS, patiently
 
 # %% ../nbs/api/16_google_drive.ipynb #c75be170
@@ -72,7 +72,7 @@ _REFUSALS = { # Drive's word → what and advice
 def _reason(answer:bytes)->str:
     "Drive's word for why; '' when there is none."
     try: word = json.loads(answer)['error']['errors'][0]['reason']
-    except (ValueError, LookupError, TypeError): return ''
+    except (ValueError, LookupError, TypeError, RecursionError): return ''
     return word if isinstance(word, str) and word.isidentifier() else ''
 
 def _refused(status:int, reason:str, what:str)->WhisperNbError:

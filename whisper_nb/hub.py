@@ -17,10 +17,11 @@ from .errors import CheckError, RequestError, StepError
 from .files import KnownHashes, MANIFEST_NAME, Manifest, build_manifest, clear_staging, differences, hash_files, human_bytes, locked
 from .files import publish_directory, read_manifest, require_space, staging_path, write_atomic
 from .formats import quantization_of, read_model_bin
+from .hub_errors import telling
 from .memory import memory_available, require_memory
 from .mirror import read_model
-from .models import DEMO, DEMO_DIR, Source, near_names, resolve
-from .origin import CONFIG, ask_hub, check_config, choose_files, connection, local_origin, no_hub, shown, usable_format
+from .models import DEMO, DEMO_DIR, Source, resolve
+from .origin import CONFIG, ask_hub, check_config, choose_files, connection, local_origin, usable_format
 from .report import progress
 from .transfer import WAITS, fetch_files, patiently, sweep
 
@@ -94,30 +95,8 @@ def _origin(source:Source, revision:str|None, endpoint:str|None, token, waits:tu
     import httpx2
     if source.kind == 'local': yield local_origin(source.path, known)
     else:
-        with connection(source, endpoint, token) as reached:
-            try: yield patiently(lambda: ask_hub(source, revision, *reached), waits, once=(httpx2.ConnectError, httpx2.ConnectTimeout))
-            except Exception as error:
-                if (clearer := _clearer(error, source.name, revision, reached[0])) is error: raise
-                raise clearer from error
-
-# %% ../nbs/api/04_hub.ipynb #8b8b9547
-def _clearer(error:Exception, repo_id:str, revision:str|None, endpoint:str)->Exception:
-    "The same error, said with the names at hand; errors that need nothing added are returned as they are."
-    kinds = [base.__name__ for base in type(error).__mro__]
-    hub = shown(endpoint)
-    if 'GatedRepoError' in kinds:
-        return StepError(f"'{repo_id}' is gated: its licence has to be accepted first", f'accept it at {hub}/{repo_id}, set HF_TOKEN to a token of that account, run again')
-    if 'RepositoryNotFoundError' in kinds:
-        near = [name for name in near_names(repo_id) if name != repo_id]
-        return RequestError(f"'{repo_id}' was not found at {hub}, or it is private", (f"did you mean: {', '.join(near)}? " if near else '') + 'for a private repository set HF_TOKEN')
-    if 'RevisionNotFoundError' in kinds:
-        return RequestError(f"'{repo_id}' has no revision '{revision or 'main'}'", 'leave out --revision, or give a branch, tag or commit the repository has')
-    if 'OfflineModeIsEnabled' in kinds:
-        return StepError(f"'{repo_id}' is not in place yet, and HF_HUB_OFFLINE forbids asking the Hub", 'unset HF_HUB_OFFLINE for the download, or restore the model from an archive')
-    if 'TransportError' in kinds:
-        return StepError(f'the Hub could not be reached at {hub} ({" ".join(str(error).split())})',
-            'check the network, the proxy and HF_ENDPOINT, or use a mirror (HF_ENDPOINT=http://…:8090); `whisper-nb prepare demo` needs no network')
-    return no_hub(endpoint) if {'InvalidURL', 'TooManyRedirects', 'DecodingError'} & set(kinds) else error
+        with connection(source, endpoint, token) as reached, telling(source.name, revision, reached[0]):
+            yield patiently(lambda: ask_hub(source, revision, *reached), waits, once=(httpx2.ConnectError, httpx2.ConnectTimeout))
 
 # %% ../nbs/api/04_hub.ipynb #03debbc0
 _ANOTHER = 'choose another checkpoint: one with safetensors, or from another source'
@@ -125,11 +104,13 @@ _FROM_TRAINING = 'load it where it was made, write the model alone with save_pre
 
 def _require_tensors(found, name:str):
     "Refuse what is no plain dictionary of tensors."
-    from torch import Tensor
+    from torch import Tensor, strided
     if not isinstance(found, dict): raise CheckError(f"'{name}' holds no dictionary of tensors", _ANOTHER)
     for key, value in found.items():
         if isinstance(value, dict): raise CheckError(f"'{name}' is a checkpoint of a training: its tensors lie deeper, under {key!r:.60}", _FROM_TRAINING)
         if not isinstance(key, str) or not isinstance(value, Tensor): raise CheckError(f"'{name}' holds more than tensors: {key!r:.60} is {type(value).__name__}", _FROM_TRAINING)
+        if value.is_nested or value.is_quantized or value.layout is not strided or value.device.type != 'cpu' or value.nbytes > value.untyped_storage().nbytes(): # one number can pose as a terabyte
+            raise CheckError(f"'{name}' holds a tensor of a kind no model has: {key!r:.60}", _ANOTHER)
 
 def _read_pickled(path:Path)->dict: # Name → tensor
     "The tensors of a pickled file."
@@ -159,7 +140,8 @@ def rewrite_pickled(
         for path in pickles:
             weights |= _read_pickled(path)
             bar.update(1)
-    save_torch_state_dict(weights, staging)
+    try: save_torch_state_dict(weights, staging)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error: raise CheckError(f'the pickled weights cannot be written as safetensors ({type(error).__name__})', _ANOTHER) from None
     weights.clear() # lets go of the files
     for name in names: (staging/name).unlink()
 

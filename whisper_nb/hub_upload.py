@@ -18,10 +18,11 @@ from .addresses import Address
 from .bench_report import rows_file
 from .errors import CheckError, RequestError
 from .files import MANIFEST_NAME, SIGNATURE_NAME, FileRecord, Manifest, differences, git_blob_sha1, human_bytes, parse_manifest
-from .hub_store import CountedFile, HubStore, committed, quiet_hub, telling
+from .hub_errors import shown, telling
+from .hub_store import WRITING_TIMEOUT, CountedFile, HubStore, committed, quiet_hub
 from .model_card import model_card, require_manifest, rows_of
 from .models import Source
-from .origin import connection, shown
+from .origin import connection
 from .publish import require_proven
 from .report import progress
 from .results import read_results
@@ -79,11 +80,11 @@ def _outdated(store:HubStore, contents:dict, listed:dict)->list[str]: # Paths
 def _repository(hub, repo_id:str, public:bool)->bool: # Is it private?
     "Make the repository, or see that the one that is there is as private as is wanted."
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-    try: there = hub.repo_info(repo_id)
+    try: there = hub.repo_info(repo_id, timeout=WRITING_TIMEOUT)
     except GatedRepoError: raise
     except RepositoryNotFoundError:
         hub.create_repo(repo_id, private=not public, exist_ok=True)
-        there = hub.repo_info(repo_id)
+        there = hub.repo_info(repo_id, timeout=WRITING_TIMEOUT)
     private = bool(there.private)
     if not private and not public: raise RequestError(f"'{repo_id}' is there already, and it is public", 'make it private on its settings page, or say that the model may be public: --public')
     if private and public: _log.warning("'%s' is there already and stays private; its settings page makes it public", repo_id)
@@ -126,7 +127,7 @@ def _bring(store:HubStore, hub, contents:dict, manifest:Manifest, public:bool, m
     missing, outdated = _different(contents, manifest, listed), _outdated(store, contents, listed)
     if others := [name for name in listed if name not in (*contents, *outdated) and not name.startswith('.')]:
         _log.warning("'%s' also holds what is no part of the model: %s", store.repo_id, ', '.join(others))
-    if not missing and not outdated: return hub.repo_info(store.repo_id).sha, 0, private
+    if not missing and not outdated: return hub.repo_info(store.repo_id, timeout=WRITING_TIMEOUT).sha, 0, private
     commit = _send(hub, store.repo_id, {name: contents[name] for name in missing}, outdated, message)
     if wrong := _different(contents, manifest, _listed(hub, store.repo_id, commit)):
         raise CheckError(f"'{store.repo_id}' does not hold what was uploaded: {', '.join(wrong)}", 'run the same command again; until it succeeds, do not use what is there')
@@ -151,7 +152,7 @@ def upload_to_hub(
     "Upload a model to a Hub, with a card made from its manifest and its benchmark."
     from huggingface_hub import HfApi
     directory, start = Path(directory), perf_counter()
-    if '/' not in repo_id: raise RequestError(f"'{repo_id}' is no name of a repository", 'a repository is called OWNER/NAME')
+    if '/' not in repo_id: raise RequestError(f"'{repo_id}' is no name of a repository", 'write it as OWNER/NAME')
     if not directory.is_dir(): raise RequestError(f"no directory is at '{directory}'", 'prepare a model first: whisper-nb prepare MODEL')
     rows, manifest = benchmark and read_results(rows_file(benchmark)), require_manifest(directory)
     if rows: rows_of(rows, manifest) # that they are about something else is said before the long work

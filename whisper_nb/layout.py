@@ -183,7 +183,9 @@ def _older_pairs(directory:Path)->list:
 
 def _decoder_pairs(entries, path:Path, first:int)->list:
     "The (id, token) pairs of a tokenizer_config.json that are not in the vocabulary."
-    try: pairs = [(int(place), entry['content']) for place, entry in entries.items()]
+    try:
+        pairs = [(int(place), entry['content']) for place, entry in entries.items()]
+        if not all(isinstance(token, str) for _, token in pairs): raise TypeError
     except (AttributeError, KeyError, TypeError, ValueError): raise damaged(path, "its 'added_tokens_decoder' is not what it should be") from None
     return [(place, token) for place, token in pairs if place >= first]
 

@@ -7,11 +7,12 @@ __all__ = ['LARGE', 'NAMESPACE', 'HubFile', 'is_large', 'lfs_pointer', 'describe
            'read_uploaded', 'repo_id_of', 'Shelf', 'app', 'running', 'serving', 'serve']
 
 # %% ../nbs/api/03_mirror.ipynb #1f35a055
-import hashlib, logging, os, socket, sys, threading
+import hashlib, logging, os, re, socket, sys, threading
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from itertools import takewhile
 from pathlib import Path
 
 from .errors import CheckError, RequestError, StepError, explain
@@ -79,12 +80,14 @@ def card_license(
     directory:Path, # A model's directory
 )->str|None: # 'apache-2.0', …
     "The licence tag on the model card."
-    from huggingface_hub import metadata_load
-    from yaml import YAMLError
     card = Path(directory)/'README.md'
-    try: tag = (metadata_load(card) or {}).get('license') if card.is_file() else None
-    except (ValueError, YAMLError): return None # a card is prose: not everyone writes its header well
-    return tag if isinstance(tag, str) else None
+    if not card.is_file(): return None
+    with open(card, encoding='utf-8', errors='replace') as file: first, *lines = file.read(_CARD_LIMIT).split('\n')
+    header = takewhile(lambda line: line.rstrip() != '---', lines if first.rstrip() == '---' else ())
+    return next((found[2] for line in header if (found := _LICENSE.fullmatch(line))), None)
+
+_CARD_LIMIT = 100_000 # Letters that are looked at
+_LICENSE = re.compile(r'''license:[ ]+(["']?)([\w.+-]{1,100})\1[ ]*(#.*)?\r?''', re.ASCII) # a few lines of YAML can fill any memory, so only this line of it is read
 
 # %% ../nbs/api/03_mirror.ipynb #d98bc219
 def _listing_hash(files:dict[str,HubFile])->str:
@@ -284,9 +287,9 @@ def _listen(host:str, port:int):
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1) # else each small file waits 40 ms for an acknowledgement
     return listener
 
-def _server(application):
+def _server(application, log_level:str='error'):
     import uvicorn
-    return uvicorn.Server(uvicorn.Config(application, log_level='error', access_log=False, lifespan='off', server_header=False, timeout_graceful_shutdown=1))
+    return uvicorn.Server(uvicorn.Config(application, log_level=log_level, access_log=False, lifespan='off', server_header=False, timeout_graceful_shutdown=1))
 
 def _endpoint(listener)->str:
     host, port = listener.getsockname()[:2]
@@ -301,7 +304,7 @@ def running(
 ): # The endpoint, 'http://127.0.0.1:<port>'
     "Serve an application from a thread, for as long as the block runs."
     with _listen(host, port) as listener:
-        server = _server(application)
+        server = _server(application, 'error' if os.environ.get('WHISPER_NB_DEBUG') else 'critical') # who asks hears what went wrong
         thread = threading.Thread(target=server.run, kwargs=dict(sockets=[listener]), daemon=True, name='whisper_nb mirror')
         thread.start()
         try: yield _endpoint(listener)

@@ -8,7 +8,7 @@ __all__ = ['Heads', 'CHECKPOINTS', 'DEFAULT_MODEL', 'QUANTIZATIONS', 'DEMO', 'DE
            'converted_dirname', 'resolve']
 
 # %% ../nbs/api/00_models.ipynb #b5482109
-import re
+import os, re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -150,10 +150,9 @@ def resolve(
     "Say what source a model's name means; `RequestError` with the nearest names when it means none."
     name = str(model).strip()
     if name == DEMO: return Source('demo', DEMO)
-    if name and Path(name).expanduser().is_dir():
-        path = Path(name).expanduser().resolve()
-        return Source('local', path.name, path)
-    if Path(name).expanduser().is_file(): raise RequestError(f"'{name}' is a file, and a model is a directory", 'give the directory it is in; for an archive: whisper-nb unpack ARCHIVE')
+    path = Path(os.path.expanduser(name)) # which leaves '~' as it is where there is no such home
+    if name and path.is_dir(): return Source('local', path.resolve().name, path.resolve())
+    if path.is_file(): raise RequestError(f"'{name}' is a file, and a model is a directory", 'give the directory it is in; for an archive: whisper-nb unpack ARCHIVE')
     known = short_names().get(name.lower().removeprefix('whisper-'), name)
     if known in CHECKPOINTS or _REPO_ID.fullmatch(known): return Source('hub', known)
     raise _unknown(name)

@@ -22,10 +22,10 @@ from urllib.parse import urlsplit
 from fastcore.basics import patch
 
 from . import __version__
-from .addresses import SCHEMES, Address, ChangedError, PassingError, RefusedError, Stored
-from .errors import MissingPackage, RequestError, StepError, one_line
+from .addresses import SCHEMES, Address, Stored
+from .errors import ChangedError, MissingPackage, PassingError, RefusedError, RequestError, StepError, one_line
 from .files import CHUNK
-from .origin import shown
+from .hub_errors import shown
 from .transfer import patiently
 
 _log = logging.getLogger(__name__)
@@ -85,8 +85,8 @@ def _google_endpoint()->str:
 
 def _kind_of(file:Path)->str:
     "What a file with Google's credentials holds; '' when there is none that can be read."
-    try: return str(json.loads(file.expanduser().read_text(encoding='utf-8'))['type'])
-    except (OSError, ValueError, LookupError, TypeError): return ''
+    try: return str(json.loads(Path(os.path.expanduser(file)).read_text(encoding='utf-8'))['type'])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError): return ''
 
 def _from_google_auth(kind:str):
     "What gives the credentials that obstore does not read itself."
@@ -104,7 +104,7 @@ def _google_credentials()->dict:
     kind = _kind_of(Path(os.environ.get('GOOGLE_APPLICATION_CREDENTIALS') or _LOGGED_IN))
     if kind not in ('', 'service_account', 'authorized_user'): return dict(credential_provider=_from_google_auth(kind))
     at_google = _MACHINE.is_file() and _MACHINE.read_text(errors='replace').startswith('Google')
-    return {} if at_google or _LOGGED_IN.expanduser().is_file() or any(os.environ.get(name) for name in _GOOGLE) else dict(skip_signature=True)
+    return {} if at_google or os.path.isfile(os.path.expanduser(_LOGGED_IN)) or any(os.environ.get(name) for name in _GOOGLE) else dict(skip_signature=True)
 
 # %% ../nbs/api/16_object_store.ipynb #5dd750f5
 def _amazon_endpoint()->str:
@@ -145,6 +145,7 @@ TROUBLES = (
     Trouble('^PermissionDeniedError|<Code>AccessDenied<', RefusedError, '{server} refuses access to {file}{said}', '{credentials}'),
     Trouble('^FileNotFoundError', RequestError, 'there is no {file}', 'check the address'),
     Trouble(_STATUS.format('408|425|429|500|502|503|504|52.') + '|<Code>(SlowDown|InternalError|RequestTimeout|ServiceUnavailable)<', PassingError, '{server} is busy or failing{said}'),
+    Trouble('Error performing DELETE', PassingError, 'the upload of {file} to {server} failed, and what had arrived of it could not be cleared away{said}', 'run the same command again; lifecycle rules of a bucket clear away what is left'), # obstore tells this one, not the first
     Trouble(_STATUS.format('...'), StepError, '{server} refuses the request for {file}{said}', 'check the address; for a server of your own also what it supports'),
     Trouble('MissingContentLength', StepError, '{server} does not say how large {file} is', 'get it from another server, or download it and restore from the disk'),
     Trouble('botocore|credential|OAuth|service account|private.?key', StepError, 'the credentials for {server} cannot be used', '{credentials}'),
@@ -152,6 +153,8 @@ TROUBLES = (
     Trouble('dns error|failed to lookup|Name or service', PassingError, 'the name of {server} is not known here', 'check the address, the network and the proxy'),
     Trouble('TimedOut|kind: Timeout', PassingError, '{server} did not answer in time', 'check the address, the network and the proxy, then run again'),
     Trouble('ConnectionRefused|Connection refused', PassingError, '{server} does not answer: nothing listens there', 'check the address, the network and the proxy'),
+    Trouble('following redirect', StepError, '{server} sends the request for {file} around in circles', 'check the address; a page to sign in to the network answers like that'),
+    Trouble('^NotSupportedError', PassingError, '{server} gave something else than the part of {file} that was asked for', 'check the address, then run the same command again'),
     Trouble('HTTP error|UnexpectedRange', PassingError, 'the connection to {server} was lost', 'check the network, then run the same command again'),
     Trouble('', StepError, '{file} cannot be read or written at {server}', 'check the address and the permissions'),
 )
@@ -352,7 +355,7 @@ def write_bytes(self:ObjectStore,
     path:str, # Where it goes, below the address
 ):
     "Put a small file there: complete, or not at all."
-    self._send(path, data, use_multipart=False)
+    patiently(lambda: self._send(path, data, use_multipart=False), AGAIN)
 
 @patch
 def _send_parts(self:ObjectStore, file:Path, size:int, path:str, advance:Callable):
@@ -378,5 +381,5 @@ def write(self:ObjectStore,
     "Put a file there: complete, or not at all."
     size = Path(file).stat().st_size
     if size > PIECE: return patiently(lambda: self._send_parts(Path(file), size, path, advance), AGAIN)
-    self._send(path, Path(file).read_bytes(), attributes=self._attributes, use_multipart=False)
+    patiently(lambda: self._send(path, Path(file).read_bytes(), attributes=self._attributes, use_multipart=False), AGAIN)
     advance(size)

@@ -109,7 +109,8 @@ def _environment(
     kept = {name: value for name, value in os.environ.items() if _KEPT.fullmatch(name)}
     empty = {name: str(home) for name in ('HOME', 'HF_HOME', 'XDG_CACHE_HOME', 'XDG_CONFIG_HOME', 'XDG_DATA_HOME', 'TORCH_HOME', 'TMPDIR')}
     offline = {name: '1' for name in ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE', 'HF_DATASETS_OFFLINE', 'HF_HUB_DISABLE_TELEMETRY')}
-    compiled = {'CUDA_CACHE_PATH': str(Path.home()/'.nv'/'ComputeCache')}
+    usual = Path(os.path.expanduser('~'))/'.nv'/'ComputeCache' # a user without a home keeps his '~'
+    compiled = {'CUDA_CACHE_PATH': str(usual)} if usual.is_absolute() else {}
     return compiled | kept | large_pages(kept) | empty | offline | {'PYTHONIOENCODING': 'utf-8', 'TQDM_DISABLE': '1'}
 
 # %% ../nbs/api/10_offline.ipynb #15ecffff
@@ -317,7 +318,7 @@ def _child_process(
 def _run(job:dict, guard:Guard, home:Path, timeout:float, to_load:int|None, stop:threading.Event|None=None)->int|None: # Exit status; None when the time was up
     "Run the child to its end, showing which part it is at."
     (home/'job.json').write_text(json.dumps(job), encoding='utf-8')
-    command = [*guard.command, sys.executable, '-I', '-c', _DENY + guard.code + _CHILD, str(home/'job.json')]
+    command = [*guard.command, sys.executable, '-I', '-X', 'utf8', '-c', _DENY + guard.code + _CHILD, str(home/'job.json')]
     start = monotonic()
     with _child_process(command, home, timeout) as child:
         _follow(child, to_load, stop)
@@ -338,10 +339,11 @@ def _death(status:int|None, home:Path, path:Path, needed:int, timeout:float)->St
 
 def _raise_problem(answer:dict, copy:Path, path:Path):
     "Raise what the child reported, about the model and not about its copy."
-    texts = [answer[part].replace(str(copy), str(path)) for part in ('what', 'advice')]
-    if answer['attempts']: texts = [f"'{path.name}' needs the network: loading it wanted {answer['attempts'][0]}", f'see what it lacks: whisper-nb verify {path}']
+    cause = RuntimeError('in the child:\n' + answer['traceback'])
+    if answer['attempts']: raise CheckError(f"'{path.name}' needs the network: loading it wanted {answer['attempts'][0]}", f'see what it lacks: whisper-nb verify {path}') from cause
+    texts = [answer[part].replace(_text(copy), str(path)) for part in ('what', 'advice')]
     kind = {each.__name__: each for each in (RequestError, StepError, OutOfMemory, MissingPackage)}.get(answer['error'], CheckError)
-    raise kind(*texts) from RuntimeError('in the child:\n' + answer['traceback'])
+    raise kind(*texts) from cause
 
 # %% ../nbs/api/10_offline.ipynb #6063b1cf
 def _plain(text:str)->str:
@@ -402,10 +404,14 @@ def _is_demo(path:Path)->bool:
     manifest = read_manifest(path)
     return bool(manifest) and manifest.source.get('kind') == 'demo'
 
+def _text(path:Path)->str:
+    "A path as the child reads it, which takes names for UTF-8 whatever this process takes them for."
+    return os.fsencode(path).decode('utf-8', 'surrogateescape')
+
 def _job(copy, clip, home, backend, device, compute_type, guard, port)->dict:
     "What the child is told."
     search = [str(Path(entry or '.').resolve()) for entry in sys.path]
-    return dict(path=str(copy), audio=str(clip.path.resolve()), language=clip.language, answer=str(home/'answer.json'), backend=backend.name,
+    return dict(path=_text(copy), audio=_text(clip.path.resolve()), language=clip.language, answer=_text(home/'answer.json'), backend=backend.name,
         device=device, compute_type=compute_type, guard=guard.name, port=port, search=search)
 
 # %% ../nbs/api/10_offline.ipynb #df253db5
@@ -427,8 +433,9 @@ def offline_test(
     needed = loaded + working
     require_memory(needed, memory_available() if memory is None else memory, f"the offline test of '{path.name}'")
     guard = pick_guard()
-    with copy_elsewhere(path) as copy, tempfile.TemporaryDirectory() as folder, socket.create_server(('127.0.0.1', 0)) as server:
-        home = Path(folder)
+    with copy_elsewhere(path) as copy, socket.create_server(('127.0.0.1', 0)) as server:
+        home = copy.parent/'.home' # goes with the copy, also when a killed run left it
+        home.mkdir()
         job = _job(copy, clip, home, chosen, device, compute_type, guard, server.getsockname()[1])
         status = _run(job, guard, home, timeout, loaded if device == 'cpu' else None, stop)
         if not (home/'answer.json').is_file(): raise _death(status, home, path, needed, timeout)

@@ -188,7 +188,7 @@ def read_model_pt(
     if not path.is_file(): raise damaged(path, 'it is a directory' if path.is_dir() else 'it is missing')
     try:
         with zipfile.ZipFile(path) as archive: tensors, dims = _described(archive, path)
-    except (zipfile.BadZipFile, NotImplementedError, OSError, struct.error) as error: raise damaged(path, f'no complete file of torch ({str(error) or type(error).__name__})') from None
+    except (zipfile.BadZipFile, RuntimeError, ValueError, OSError, struct.error) as error: raise damaged(path, f'no complete file of torch ({str(error) or type(error).__name__:.100})') from None
     return Weights(tensors, details=dict(dims=dims))
 
 # %% ../nbs/api/03_openai_file.ipynb #1525baec

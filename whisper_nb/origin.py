@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONFIG', 'SMALL_FILES', 'TIMEOUT', 'choose_files', 'usable_format', 'check_config', 'LocalOrigin', 'local_origin',
-           'HubOrigin', 'shown', 'no_hub', 'ask_hub', 'connection']
+           'HubOrigin', 'first_byte', 'is_page', 'ask_hub', 'connection']
 
 # %% ../nbs/api/04_origin.ipynb #a05a2cb3
 import os, re, shlex
@@ -15,9 +15,10 @@ from urllib.parse import quote
 
 from . import __version__
 from .completion import require_completable
-from .errors import CheckError, RequestError, StepError
+from .errors import CheckError, PassingError, RequestError, StepError
 from .files import CHUNK, KnownHashes, read_manifest
 from .formats import FORMATS, VOCABULARIES, FormatError, foreign_format, format_of, read_json
+from .hub_errors import no_hub, require_success, whole
 from .mirror import HubFile, card_license, describe, serving
 from .models import DEMO, DEMO_DIR, Source
 from .report import progress
@@ -26,7 +27,7 @@ from .report import progress
 CONFIG = 'config.json' # The one file by which a Whisper model is known
 SMALL_FILES = (CONFIG, 'generation_config.json', 'preprocessor_config.json', 'processor_config.json', 'tokenizer.json', 'tokenizer_config.json',
     'vocab.json', 'merges.txt', 'normalizer.json', 'added_tokens.json', 'special_tokens_map.json', 'README.md', 'LICENSE', 'LICENSE.md', 'LICENSE.txt', 'NOTICE')
-_WEIGHTS = (('model.safetensors', r'model-(\d{5})-of-(\d{5})\.safetensors'), ('pytorch_model.bin', r'pytorch_model-(\d{5})-of-(\d{5})\.bin'))
+_WEIGHTS = (('model.safetensors', r'model-([0-9]{5})-of-([0-9]{5})\.safetensors'), ('pytorch_model.bin', r'pytorch_model-([0-9]{5})-of-([0-9]{5})\.bin'))
 
 def _weights(names:set, single:str, shard:str)->tuple:
     "The files of one kind of weights: a single one, or an index with all its shards."
@@ -155,11 +156,30 @@ class HubOrigin:
     @contextmanager
     def open(self, file:HubFile, start:int):
         "The file's bytes from `start` on: where they really start, and the pieces."
-        from huggingface_hub.utils import hf_raise_for_status
         wanted = {'Accept-Encoding': 'identity', **({'Range': f'bytes={start}-'} if start else {})}
         with self.client.stream('GET', self.url(file.path), headers=self.headers | wanted, timeout=TIMEOUT) as response:
-            hf_raise_for_status(response)
-            yield start if response.status_code == 206 else 0, response.iter_bytes() # as they come: what is held back is lost with the connection
+            if response.status_code == 416 and start: yield 0, () # no part of it is given: next time all of it is asked for
+            else:
+                require_success(response)
+                if is_page(response): raise no_hub(self.endpoint, PassingError)
+                yield first_byte(response, start), response.iter_bytes() # as they come: what is held back is lost with the connection
+
+# %% ../nbs/api/04_origin.ipynb #5f4c9d0a
+def first_byte(
+    response, # Of the HTTP client
+    asked:int, # First byte that was asked for
+)->int: # 0 for a whole file
+    "Where the bytes of an answer begin; a `PassingError` when it is another part than the one asked for."
+    if response.status_code != 206: return 0
+    said = re.match(r'bytes (\d{1,18})-', response.headers.get('Content-Range', ''))
+    if said and int(said[1]) != asked: raise PassingError('another part of the file arrived than was asked for')
+    return asked
+
+def is_page(
+    response, # Of the HTTP client
+)->bool:
+    "Is it a page for a browser? No file of a model is."
+    return response.headers.get('Content-Type', '').startswith('text/html')
 
 # %% ../nbs/api/04_origin.ipynb #7c7586fc
 def _published(name:str, size:int|None, etag:str|None)->HubFile:
@@ -169,16 +189,21 @@ def _published(name:str, size:int|None, etag:str|None)->HubFile:
     return HubFile(name, size, sha256=etag) if len(etag) == 64 else HubFile(name, size, sha1=etag)
 
 def _sibling(file)->HubFile:
-    "One entry of a model's record."
-    if file.lfs: return HubFile(file.rfilename, file.lfs.size, file.blob_id, file.lfs.sha256)
-    return HubFile(file.rfilename, file.size, file.blob_id)
+    "One entry of a model's record; `ValueError` when it makes no sense."
+    size, sha256 = (file.lfs.size, file.lfs.sha256) if file.lfs else (file.size, None)
+    right = [isinstance(file.rfilename, str), size is None or type(size) is int and size >= 0]
+    right += [re.fullmatch(f'[0-9a-f]{{{length}}}', digest) for digest, length in ((file.blob_id, 40), (sha256, 64)) if digest]
+    if not all(right): raise ValueError('no entry of a record')
+    return HubFile(file.rfilename, size, file.blob_id, sha256)
 
-def shown(endpoint:str)->str:
-    "An address without the password that may be in it."
-    return re.sub('//[^/@]*@', '//', endpoint)
-
-def no_hub(endpoint:str)->StepError:
-    return StepError(f'what answers at {shown(endpoint)} is not a Hub', 'check HF_ENDPOINT and the proxy: a login page on the way answers like that')
+def _read_record(response, endpoint:str)->tuple: # huggingface_hub's `ModelInfo`, path → `HubFile`
+    "What a Hub says of a commit; an error when it makes no sense."
+    from huggingface_hub import ModelInfo
+    try:
+        info = ModelInfo(**whole(response).json())
+        if not re.fullmatch('[0-9a-f]{40}', info.sha or ''): raise ValueError('no commit')
+        return info, {file.rfilename: _sibling(file) for file in info.siblings or []}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error: raise no_hub(endpoint) from error
 
 def ask_hub(
     source:Source, # Which checkpoint
@@ -188,17 +213,13 @@ def ask_hub(
     headers:dict, # As `huggingface_hub.utils.build_hf_headers` makes them
 )->HubOrigin: # The commit the revision means now
     "Pin a commit and list its files."
-    from huggingface_hub import ModelInfo
-    from huggingface_hub.utils import hf_raise_for_status
     url = f"{endpoint}/api/models/{source.name}/revision/{quote(revision or 'main', safe='')}"
-    response = client.get(url, params=dict(blobs=True), headers=headers, timeout=TIMEOUT)
-    hf_raise_for_status(response)
-    try: info = ModelInfo(**response.json())
-    except (ValueError, KeyError, TypeError) as error: raise no_hub(endpoint) from error
-    if not re.fullmatch('[0-9a-f]{40}', info.sha or ''): raise no_hub(endpoint)
+    with client.stream('GET', url, params=dict(blobs=True), headers=headers, timeout=TIMEOUT) as response:
+        require_success(response)
+        info, files = _read_record(response, endpoint)
     license = getattr(info.card_data, 'license', None)
     about = dict(kind=source.kind, repo_id=source.name, commit=info.sha, **(dict(license=license) if isinstance(license, str) else {}))
-    return HubOrigin(source.name, endpoint, info.sha, about, {file.rfilename: _sibling(file) for file in info.siblings or []}, client, headers)
+    return HubOrigin(source.name, endpoint, info.sha, about, files, client, headers)
 
 # %% ../nbs/api/04_origin.ipynb #7cf70754
 @contextmanager

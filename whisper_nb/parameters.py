@@ -38,7 +38,7 @@ def near_name(
 )->str: # Advice in one line
     "Which of the known names was meant."
     near = get_close_matches(name, known, n=1)
-    return f'did you mean {near[0]}?' if near else f"known: {', '.join(known)}"
+    return f'did you mean {near[0]}?' if near else f"choose one of: {', '.join(known)}"
 
 def check_arguments(
     function:Callable, # Its annotations are the declaration

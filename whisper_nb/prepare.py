@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Optional
 
 from .archive import SIDECARS, sidecar
+from .compression import FORMATS as ENDINGS
 from .convert import convert_all
 from .fidelity import proven_fidelity
 from .files import KnownHashes, human_bytes, locked, publish_directory, read_manifest, require_replaceable, require_writable
@@ -130,14 +131,14 @@ def _products(made:dict)->list[Path]:
 # %% ../nbs/api/15_prepare.ipynb #f41518d5
 def _fresh_places(models_dir:Path, outputs_dir:Path, dirname:str)->tuple[Path,Path]: # For models, for outputs
     "Where a run that starts over builds, on the same disks; the second is this models directory's own."
-    mark = hashlib.sha256(str(models_dir.resolve()).encode()).hexdigest()[:8]
+    mark = hashlib.sha256(os.fsencode(models_dir.resolve())).hexdigest()[:8]
     return models_dir/'.fresh'/dirname, outputs_dir/'.fresh'/f'{dirname}-{mark}'
 
 def _publish_fresh(job:SimpleNamespace, models:Path, outputs:Path):
     "Give what a fresh run made its final names."
     for model in models.glob('[!.]*'):
         with locked(Path(job.models_dir)/model.name): publish_directory(model, Path(job.models_dir)/model.name)
-    for archive in outputs.glob('*.tar.gz'):
+    for archive in (path for ending in ENDINGS for path in outputs.glob(f'*.{ending}')):
         final = Path(job.outputs_dir)/archive.name
         with locked(final):
             for algorithm in SIDECARS: sidecar(final, algorithm).unlink(missing_ok=True) # an archive has its own checksums or none

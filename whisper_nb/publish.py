@@ -39,7 +39,7 @@ def _unfaithful(directory:Path, outputs_dir:Path)->str:
         kept = json.loads((outputs_dir/f'{directory.name}.fidelity.json').read_text(encoding='utf-8'))
         about = (kept['rests_on'] or {}).get('converted')
         return kept['verdict'] if kept['ok'] is False and about in (None, read_manifest(directory).sha256) else ''
-    except (OSError, ValueError, KeyError, TypeError, AttributeError): return '' # there is none, or it is not ours
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError): return '' # there is none, or it is not ours
 
 def _verified(directory:Path, outputs_dir:Path)->str: # One line of what was found
     "Is it complete, intact and loadable, and not known to be another model than its source?"
@@ -155,10 +155,14 @@ def _check(job:SimpleNamespace)->Outcome:
 # %% ../nbs/api/18_publish.ipynb #55370f92
 def _put(store, data:bytes, path:str)->bool: # Was it written?
     "A small file, unless exactly this is there."
-    try: same = if_shown(read_small, store, path) == data
-    except CheckError: same = False
-    if not same: store.write_bytes(data, path)
-    return not same
+    def is_there():
+        try: return if_shown(read_small, store, path) == data
+        except CheckError: return False
+    if is_there(): return False
+    for _ in range(2): # what arrived may not be what was sent
+        store.write_bytes(data, path)
+        if is_there(): return True
+    raise CheckError(f"'{store.address/path}' is not what was written there", 'run the same command again: somebody may have published at the same time')
 
 def _latest(job:SimpleNamespace)->Outcome:
     "Make this version the latest."
@@ -172,6 +176,7 @@ def _latest(job:SimpleNamespace)->Outcome:
     for name in SIDECARS: _put(job.store, sidecar_line(job.archive, job.digests[name]).encode(), f'{job.target}.{name}')
     _put(job.store, record.to_json().encode(), f'{place}/{RECORD_NAME}')
     moved = _put(job.store, record.to_json().encode(), f'{job.name}/{LATEST_NAME}')
+    if job.address.scheme == 'file': job.store.sweep(job.name) # buckets and Hubs do it by themselves
     before = f', before it was {latest.version}' if latest and latest.version != job.version else ''
     return Outcome(None, f'version {job.version}{before}', reused=not moved)
 
@@ -183,7 +188,7 @@ def _requested(job:SimpleNamespace):
     job.path, job.outputs_dir, job.address = Path(job.path), Path(job.outputs_dir), parse_address(job.url)
     if not job.path.exists(): raise RequestError(f"nothing is at '{job.path}'", 'give the directory of a prepared model, or an archive of one; `whisper-nb prepare` makes both')
     job.packed = not job.path.is_dir()
-    if job.packed and not is_archive_name(job.path.name): raise RequestError(f"'{job.path}' is neither a model's directory nor an archive", f"an archive's name ends in .{' or .'.join(FORMATS)}")
+    if job.packed and not is_archive_name(job.path.name): raise RequestError(f"'{job.path}' is neither a model's directory nor an archive", f"give a model's directory, or an archive whose name ends in .{' or .'.join(FORMATS)}")
     if job.format not in FORMATS: raise RequestError(f"'{job.format}' is not a kind of archive", f"choose one of: {', '.join(FORMATS)}")
     require_writable(job.outputs_dir, '--outputs-dir')
     job.directory = None if job.packed else Path(os.path.abspath(job.path))

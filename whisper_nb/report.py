@@ -16,7 +16,7 @@ from functools import cache
 from html import escape
 from pathlib import Path
 from threading import Lock, RLock
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 from .cores import available_cores
@@ -199,6 +199,7 @@ def _terminal_bar():
     from tqdm.std import tqdm
     class Bar(tqdm):
         _lock, monitor_interval = RLock(), 0 # one lock for all bars; no thread that redraws them
+        _time = property(lambda self: monotonic, lambda self, clock: None) # the clock on the wall may be set meanwhile
         @property
         def format_dict(self):
             values = super().format_dict

@@ -12,10 +12,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Optional
 
-from .addresses import Address, ChangedError, RefusedError, Stored, is_archive_name, model_name, parse_address
+from .addresses import Address, Stored, is_archive_name, model_name, parse_address
 from .archive import SIDECARS, parse_sidecar
 from .compression import FORMATS
-from .errors import CheckError, RequestError, one_line
+from .errors import ChangedError, CheckError, RefusedError, RequestError, one_line
 from .files import human_bytes, is_safe_name
 from .parameters import check_arguments
 from .report import progress
@@ -71,7 +71,7 @@ def parse_publication(
     try:
         said = json.loads(data)
         found = Publication(**{each.name: said[each.name] for each in fields(Publication)})
-        if said['version'] != 1 or not _is_sound(found): raise ValueError
+        if said['version'] != 1 or not _is_sound(found) or not found.to_json().encode(): raise ValueError # what cannot be written is no text
         return found
     except (ValueError, KeyError, TypeError, RecursionError): raise _broken(name, data) from None
 

@@ -23,7 +23,8 @@ def read_results(
     "The rows of a benchmark, also of one that was interrupted."
     advice = 'measure first: whisper-nb bench'
     rows = read_rows(file, advice)
-    if not rows or not isinstance(rows[0], dict) or rows[0].get('step') != 'machine' or 'models' not in rows[0]: raise RequestError(f"'{file}' holds no rows of a benchmark", advice)
+    steps = [row.get('step') for row in rows]
+    if steps[:1] != ['machine'] or 'models' not in rows[0] or not all(isinstance(step, str) for step in steps): raise RequestError(f"'{file}' holds no rows of a benchmark", advice)
     return rows
 
 # %% ../nbs/api/14_results.ipynb #e938192f

@@ -32,6 +32,12 @@ def append_row(
     "Write down a row, at once."
     with open(file, 'a', encoding='utf-8') as out: out.write(json.dumps(row, ensure_ascii=False) + '\n')
 
+def _row(line:str)->dict:
+    "One line; `ValueError` when it holds no object."
+    row = json.loads(line)
+    if not isinstance(row, dict): raise ValueError('no object')
+    return row
+
 def read_rows(
     file:str|Path, # One JSON object per line
     advice:str='measure first: make bench-full', # What makes the file
@@ -39,10 +45,10 @@ def read_rows(
     "The rows of a measurement, also of one that was interrupted."
     if not Path(file).is_file(): raise RequestError(f"there is no file '{file}'", advice)
     *whole, last = Path(file).read_text(encoding='utf-8', errors='replace').rstrip('\n').split('\n')
-    try: rows = [json.loads(line) for line in whole if line.strip()]
-    except ValueError as error: raise CheckError(f"'{file}' has a broken line in its middle ({error})", f'use the file as it was written, or {advice}') from error
-    try: return rows + [json.loads(last)] if last.strip() else rows
-    except ValueError:
+    try: rows = [_row(line) for line in whole if line.strip()]
+    except (ValueError, RecursionError) as error: raise CheckError(f"'{file}' has a broken line in its middle ({error})", f'use the file as it was written, or {advice}') from error
+    try: return rows + [_row(last)] if last.strip() else rows
+    except (ValueError, RecursionError):
         warnings.warn(f"the last line of '{Path(file).name}' was cut off and is left out: the measurement was interrupted")
         return rows
 

@@ -73,8 +73,10 @@ def _setting(entry:dict)->Setting:
     "One checked entry of the file; `ValueError` names the field that is wrong."
     for name, kind in _KINDS.items():
         if not isinstance(entry.get(name), kind) or isinstance(entry[name], bool): raise ValueError(name)
+        if isinstance(entry[name], int) and not -2**63 <= entry[name] < 2**63: raise ValueError(name)
     for name in ('beam_size', 'batch_size'):
         if entry[name] < 1: raise ValueError(name)
+    if not all(isinstance(each, (str, int, type(None))) or isinstance(each, list) and all(isinstance(one, str) for one in each) for each in entry['machine'].values()): raise ValueError('machine')
     return Setting(**{name: entry[name] for name in _KINDS})
 
 # %% ../nbs/api/10_settings.ipynb #42cfb2da

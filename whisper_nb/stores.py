@@ -15,8 +15,8 @@ from threading import Event, Lock
 
 from fastcore.basics import patch
 
-from .addresses import Address, PassingError, RefusedError, Stored, parse_address
-from .errors import CheckError, RequestError, StepError
+from .addresses import Address, Stored, parse_address
+from .errors import CheckError, PassingError, RefusedError, RequestError, StepError
 from .files import CHUNK, human_bytes
 from .object_store import IN_FLIGHT, PIECE, in_background
 from .report import progress

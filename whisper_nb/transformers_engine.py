@@ -83,8 +83,8 @@ def open_transformers(path, device, compute_type, threads):
     if threads: torch.set_num_threads(threads) # for the whole process: torch knows no other way
     if compute_type in ('default', 'auto'): compute_type = 'float32' if device == 'cpu' else 'float16'
     with quiet_transformers():
-        processor = WhisperProcessor.from_pretrained(str(path), local_files_only=True)
-        model = _whisper().from_pretrained(str(path), local_files_only=True, dtype=getattr(torch, compute_type))
+        processor = WhisperProcessor.from_pretrained(str(path), local_files_only=True, trust_remote_code=False) # else it would ask, and somebody might say yes
+        model = _whisper().from_pretrained(str(path), local_files_only=True, trust_remote_code=False, dtype=getattr(torch, compute_type))
         model.generation_config.prev_sot_token_id = processor.tokenizer.convert_tokens_to_ids('<|startofprev|>') # else guessed from other settings
         _spare_attention(model)
         model = model.to(device).eval()

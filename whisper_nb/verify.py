@@ -140,7 +140,8 @@ def _check_files(model:_Model)->str:
         raise CheckError('the weights are pickled (pytorch_model.bin), a format that can run code when it is loaded', 'if you trust where they come from, this rewrites them as safetensors: whisper-nb download MODEL --allow-pickle')
     if missing: raise FormatError(f"missing: {', '.join(missing)}", '')
     for name in model.files:
-        if name.endswith('.json') and name != MANIFEST_NAME: read_json(model.path/name, (dict, list))
+        if name.endswith('.json') and name != MANIFEST_NAME and 'auto_map' in read_json(model.path/name, (dict, list)):
+            raise CheckError(f'{name} asks for code that comes with the model (auto_map): such code is never run here', f'where the model needs none of it, remove auto_map from {name}; else choose another checkpoint')
     count = len(set(model.files) - set(UNLISTED))
     if not _has_features(model): return _Unsure('no preprocessor_config.json: transformers cannot load it as it is; whisper-nb convert writes the file')
     return f'all that {FORMATS[model.format].backend} needs: {count} files, {human_bytes(_size(model))}'
@@ -384,14 +385,21 @@ def _checks(model:_Model)->tuple: # As `_CHECKS`
     asked = model.public_key is not None or SIGNATURE_NAME in model.entries
     return (*_CHECKS[:3], *[('signature', _check_signature, ())] * asked, *_CHECKS[3:])
 
-def _run(model:_Model, name:str, function, parts:tuple)->Check:
-    "Make one check."
+def _unreadable(model:_Model, parts:tuple)->str: # '' when all can be read
+    "What is wrong with a part that a check rests on; the check that is about it says so too."
     for part in parts:
         try: getattr(model, part)
-        except CheckError as error: return Check(name, None, one_line(f'not checked: {error.what}'))
-    try: found = function(model)
+        except CheckError as error: return error.what
+    return ''
+
+def _run(model:_Model, name:str, function, parts:tuple)->Check:
+    "Make one check; whatever happens in it, the others are made too."
+    try:
+        if problem := _unreadable(model, parts): return Check(name, None, one_line(f'not checked: {problem}'))
+        found = function(model)
     except FormatError as error: return Check(name, False, one_line(error.what), _remedy(model))
     except CheckError as error: return Check(name, False, one_line(error.what), one_line(error.advice))
+    except MemoryError: raise # says nothing about the model
     except Exception as error: return Check(name, False, one_line(f'could not be checked ({type(error).__name__}: {error!s:.100})'), _remedy(model))
     return Check(name, None if isinstance(found, _Unsure) else True, one_line(found))
 
@@ -410,7 +418,7 @@ def _no_model(model:_Model)->Check:
 
 def _parameters(model:_Model)->int|None:
     try: return model.weights.parameters
-    except CheckError: return None
+    except Exception: return None # what is wrong with them, a check has said
 
 def verify(
     path:str|Path, # A model's directory

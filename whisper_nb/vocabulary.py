@@ -21,7 +21,8 @@ def build_tokenizer(
     "Make the single-file tokenizer from the older pieces."
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     vocabulary, tokens = read_json(source/'vocab.json'), read_tokens(source)
-    lines = (source/'merges.txt').read_text(encoding='utf-8').split('\n')
+    try: lines = (source/'merges.txt').read_text(encoding='utf-8').split('\n')
+    except UnicodeDecodeError: raise CheckError('merges.txt is no text in UTF-8', 'get the checkpoint again') from None
     merges = [tuple(line.split(' ')) for line in lines if line and not line.startswith('#version')]
     try: tokenizer = Tokenizer(models.BPE(vocabulary, merges, continuing_subword_prefix='', end_of_word_suffix='', fuse_unk=False))
     except Exception as error: raise CheckError(f'vocab.json and merges.txt do not fit together ({error})', 'get the checkpoint again') from None
@@ -77,7 +78,7 @@ def write_tokenizer(
 )->dict[str,int]: # Token as the tokenizer writes it → number
     "Write Whisper's tokenizer in the Hub's format."
     from transformers.convert_slow_tokenizer import bytes_to_unicode
-    if vocabulary not in PUBLISHED: raise RequestError(f'no Whisper was published with {vocabulary} tokens', f"known: {', '.join(map(str, PUBLISHED))}")
+    if vocabulary not in PUBLISHED: raise RequestError(f'no Whisper was published with {vocabulary} tokens', f"choose one of: {', '.join(map(str, PUBLISHED))}")
     letters, ranks = bytes_to_unicode(), read_ranks(vocabulary > 51864)
     def written(token): return ''.join(letters[byte] for byte in token)
     text = {written(token): rank for token, rank in ranks.items()}
