@@ -284,7 +284,7 @@ def test_too_little_memory_for_a_batch(models, tmp_path):
 
 
 @LINUX
-@pytest.mark.parametrize('backend, room', [('faster-whisper', 80_000_000), ('faster-whisper', 220_000_000), ('openai-whisper', 120_000_000), ('openai-whisper', 380_000_000), ('transformers', 420_000_000)])
+@pytest.mark.parametrize('backend, room', [('faster-whisper', 80_000_000), ('faster-whisper', 220_000_000), ('openai-whisper', 120_000_000), ('openai-whisper', 280_000_000), ('transformers', 420_000_000)])
 def test_too_little_memory_to_begin_with(models, sounds, backend, room):
     "Too little to import the library, to load the model or to start: whichever library gives up, in whatever way."
     work, found = sounds
