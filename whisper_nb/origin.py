@@ -191,7 +191,7 @@ def _published(name:str, size:int|None, etag:str|None)->HubFile:
 def _sibling(file)->HubFile:
     "One entry of a model's record; `ValueError` when it makes no sense."
     size, sha256 = (file.lfs.size, file.lfs.sha256) if file.lfs else (file.size, None)
-    right = [isinstance(file.rfilename, str), size is None or type(size) is int and size >= 0]
+    right = [isinstance(file.rfilename, str), size is None or type(size) is int and 0 <= size < 2**63]
     right += [re.fullmatch(f'[0-9a-f]{{{length}}}', digest) for digest, length in ((file.blob_id, 40), (sha256, 64)) if digest]
     if not all(right): raise ValueError('no entry of a record')
     return HubFile(file.rfilename, size, file.blob_id, sha256)
