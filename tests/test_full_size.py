@@ -47,7 +47,7 @@ def test_side_by_side(tmp_path):
     assert seconds['compress float16 tar.gz', OURS] < seconds['compress float16 tar.gz', USUAL]
     assert seconds['download', OURS] < 3 * seconds['download', SNAPSHOT]
     assert all(seconds[f'convert {each}', OURS] < 2 * seconds[f'convert {each}', USUAL] for each in STORED)
-    assert seconds['convert float16,int8', OURS] < 2 * seconds['convert float16', OURS]
+    assert seconds['convert float16,int8', OURS] < 3 * seconds['convert float16', OURS]
     assert seconds['whole job', OURS] < 2.5 * seconds['whole job', USUAL]
     assert seconds['run again', OURS] < seconds['whole job', OURS]
     # what is written is what the rows say, again and again

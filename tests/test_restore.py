@@ -155,9 +155,9 @@ def test_ten_cuts_http(tmp_path):
 
 def test_ten_cuts_without_ranges(tmp_path):
     "Begun again each time. Some of the connections are for the small files, and are not cut."
-    model = make_model(tmp_path/'made'/NAME, 10_000_000)
-    put(model, 'store', 'outputs')
-    with http_server(Path('store'), ranges=False) as server, cutting_proxy(server.port, [250_000 * number for number in range(1, 17)]) as proxy:
+    model = make_model(tmp_path/'made'/NAME, 24_000_000)
+    put(model, 'store', 'outputs', 'tar')
+    with http_server(Path('store'), ranges=False) as server, cutting_proxy(server.port, [1_300_000 * number for number in range(1, 17)]) as proxy:
         restored = restore(f'http://127.0.0.1:{proxy.port}/{NAME}')
         assert proxy.cut >= 10
     assert contents(restored.path) == contents(model)
