@@ -2,6 +2,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -50,6 +51,11 @@ class Campaign:
         return '\n'.join(lines + [f'  LOST {subject}, {fault}: {each}' for (subject, fault), losses in self.losses.items() for each in losses[:20]])
 
 
+def without_places(text, work):
+    "What was shown, without where it was on this machine."
+    return re.sub(r'127\.0\.0\.1:\d+', '127.0.0.1', text.replace(f'{work}/', ''))
+
+
 def main():
     "Run campaigns; the rows are written as they come, and a loss is exit code 1."
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -67,7 +73,7 @@ def main():
             os.chdir('/')
         seconds = time.monotonic() - start
         print(f'{campaign} ({seconds:.0f} s)', flush=True)
-        rows += [row | dict(seconds=round(seconds, 1)) for row in campaign.rows]
+        rows += [row | dict(shown=without_places(row['shown'], work), seconds=round(seconds, 1)) for row in campaign.rows]
         lost += campaign.lost
     if asked.rows:
         asked.rows.parent.mkdir(parents=True, exist_ok=True)
